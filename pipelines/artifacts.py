@@ -1,0 +1,245 @@
+"""What each step hands on: small, frozen, written as JSON. Facts, locations and digests, never tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Artifact(BaseModel):
+    """A step's result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @property
+    def proceed(self) -> bool:
+        """Whether the pipeline may go on past this artifact."""
+        return True
+
+
+class BaseSnapshot(Artifact):
+    """A pinned base model on disk."""
+
+    path: Path
+    source: str
+    """What it was fetched from, fallback applied."""
+
+    revision: str
+    """40 hex digits: the commit, or of a built-in model the digest of its recipe."""
+
+    digest: str
+    """Of its manifest: names the exact bytes."""
+
+    architecture: str
+    """The `architectures` entry of its config.json."""
+
+
+class Reject(Artifact):
+    """One unusable row and why."""
+
+    line: int
+    reason: str
+    detail: str
+
+
+class Dataset(Artifact):
+    """A checked and split data set: `train.jsonl`, `eval.jsonl`, `test.jsonl` and their images."""
+
+    path: Path
+    digest: str
+    """Of its manifest."""
+
+    test_digest: str
+    """Of the test questions, images and expected answers: two reports compare only if it is equal."""
+
+    rows: dict[str, int]
+    """Rows per split."""
+
+    slices: dict[str, dict[str, int]]
+    """Rows per split and slice."""
+
+    rejects: tuple[Reject, ...]
+    tokens: tuple[int, ...]
+    """Histogram of tokens per row; bucket i counts rows of 16 i to 16 i + 15 tokens."""
+
+    visual_share: float
+    """Visual tokens of all tokens."""
+
+
+class Adapter(Artifact):
+    """A trained LoRA adapter in PEFT's layout."""
+
+    path: Path
+    digest: str
+    """Of its manifest."""
+
+    base_digest: str
+    """Of the base it was trained on; export refuses any other."""
+
+    trainable_parameters: int
+    steps: int
+    loss: float
+    """Training loss over the last tenth of the steps, nats per answer token."""
+
+    eval_loss: float
+    """On the evaluation split at the end, nats per answer token."""
+
+    tokens_per_second: float
+    peak_gib: float
+    """Peak memory: of the device on CUDA, of the process on a CPU."""
+
+
+class QuantizedModel(Artifact):
+    """A merged model as vLLM will load it."""
+
+    path: Path
+    digest: str
+    """Of its manifest."""
+
+    scheme: str
+    size_bytes: int
+    base_digest: str
+    adapter_digest: str
+    merged_path: Path | None
+    """The merged bf16 model, where the config asks for it."""
+
+    merged_digest: str | None
+    merged_bytes: int | None
+    quantized_tensors: int
+    relative_error: float
+    """Mean over the quantised tensors of ||dequantised - merged|| / ||merged||."""
+
+    delta_norm: float
+    """Mean over the adapted tensors of ||update|| / ||weight||: zero means that the adapter does nothing."""
+
+
+class Score(Artifact):
+    """Right answers of a slice, with a two-sided 95 % Wilson interval."""
+
+    correct: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Right answers of all, 0 to 1."""
+        return self.correct / self.n
+
+
+class Evaluation(Artifact):
+    """One model measured as it was served."""
+
+    subject: Literal["base", "merged", "candidate"]
+    model_digest: str
+    scheme: str
+    answers: Path
+    """JSONL, one `Answer` a line."""
+
+    scores: dict[str, Score]
+    """By slice."""
+
+    start_seconds: float
+    answer_seconds: float
+    requests_per_minute: float
+    latency_p50_ms: float
+    latency_p99_ms: float
+    peak_gib: float
+    """Peak resident memory of the engine's processes."""
+
+
+class Answer(Artifact):
+    """One answered question."""
+
+    item: str
+    slice: str
+    expected: str
+    text: str
+    finish_reason: str
+    seconds: float
+
+    @property
+    def correct(self) -> bool:
+        """Exact match, white space at the ends apart."""
+        return self.text.strip() == self.expected.strip()
+
+
+class EvalReport(Artifact):
+    """The candidate, the merged bf16 model and the base, measured by one engine on the same questions."""
+
+    engine: str
+    """Engine and version."""
+
+    test_digest: str
+    prompt_digest: str
+    """Of chat template, pixel limits and decoding: two reports compare only if it is equal."""
+
+    evaluations: tuple[Evaluation, ...]
+    golden: Path
+    """JSONL of questions with the candidate's answers, for the probe at promotion."""
+
+    def subject(self, name: str) -> Evaluation | None:
+        """The evaluation of `base`, `merged` or `candidate`, or None when it was not measured."""
+        return next((e for e in self.evaluations if e.subject == name), None)
+
+
+class Finding(Artifact):
+    """What the gate found on one requirement."""
+
+    name: str
+    """The slice, or `quantization`."""
+
+    outcome: Literal["pass", "fail", "inconclusive"]
+    reason: str
+    """A sentence with the figures."""
+
+
+class GateDecision(Artifact):
+    """May the candidate replace what serves?"""
+
+    outcome: Literal["pass", "fail", "inconclusive"]
+    reference: str
+    """What it was compared with: `champion v3` or `base`."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def proceed(self) -> bool:
+        """Only a pass goes on."""
+        return self.outcome == "pass"
+
+
+class ModelVersion(Artifact):
+    """A registered version."""
+
+    name: str
+    version: int
+    uri: str
+    """Of the exported folder; nothing is copied."""
+
+    digest: str
+    serving: str
+    """The serving section it was measured with, as JSON: it is served the same way."""
+
+    golden: str
+    """Path of its golden answers."""
+
+    tracking_run: str
+    """MLflow run id."""
+
+
+class Deployment(Artifact):
+    """What serves now."""
+
+    endpoint: str
+    name: str
+    version: int
+    previous: int | None
+    strategy: str
+    hold_seconds: float
+    """How long new requests waited."""
+
+    probe_matched: int
+    probe_asked: int

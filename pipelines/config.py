@@ -1,0 +1,329 @@
+"""The one schema of `configs/*.yaml`: frozen, closed, documented on the field. Imports neither torch nor airflow.
+
+Precedence: default < file < `--set section.field=value`. Every problem of a file is reported at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.errors import ConfigError
+from pipelines.settings import ROOT
+
+Share = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    """A part of the config; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Hardware(Section):
+    """What one training or serving process may use; a file below `configs/hardware`."""
+
+    name: str
+    """Printed in plans, reports and errors."""
+
+    device: Literal["cpu", "cuda"]
+    """Where tensors live."""
+
+    memory_gib: float = Field(gt=0)
+    """Memory of the device that may be used."""
+
+
+class Model(Section):
+    """The base model."""
+
+    source: str = Field(pattern=r"^(builtin|file)://.+")
+    """`builtin://tiny-qwen3-vl-moe`, `builtin://tiny-qwen3-vl`, or `file:///folder` with a published checkpoint."""
+
+    fallback: str | None = Field(None, pattern=r"^(builtin|file)://.+")
+    """Used instead, and said so, where this CPU has no INT8 kernel for mixtures of experts."""
+
+
+class Images(Section):
+    """Pixel limits, the same for training and for serving."""
+
+    min_pixels: int = Field(4096, ge=1024)
+    """Smaller images are enlarged to this many pixels."""
+
+    max_pixels: int = Field(1_048_576, ge=1024)
+    """Larger images are shrunk to this many pixels; 1,024 pixels are one visual token."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} exceeds max_pixels {self.max_pixels}")
+        return self
+
+
+class Data(Section):
+    """The chat data set."""
+
+    source: str = Field(pattern=r"^(builtin|file)://.+")
+    """`builtin://digits`, or `file:///folder` with `data.jsonl` (messages) and the images it names."""
+
+    replay: float = Field(1.0, ge=0)
+    """Built-in set only: rows of older tasks for each new training row. 0 teaches the new task and forgets the rest."""
+
+    eval_share: float = Field(0.1, gt=0, lt=1)
+    """Rows for the evaluation loss, of those that name no split."""
+
+    test_share: float = Field(0.3, gt=0, lt=1)
+    """Rows sealed for the served evaluation, of those that name no split."""
+
+    max_reject_share: float = Field(0.02, ge=0, lt=1)
+    """The step fails when more of the rows than this are unusable."""
+
+    max_tokens: int = Field(4096, ge=16)
+    """Longer rows are rejected, never cut."""
+
+    seed: int = 0
+    """Decides the split."""
+
+
+class Lora(Section):
+    """What is trained."""
+
+    targets: Literal["attention", "attention+experts"] = "attention+experts"
+    """Attention of the language model, or also its experts (its MLP where the model is dense)."""
+
+    rank: int = Field(16, ge=1, le=256)
+    """Rank of the update; memory and quality both grow with it."""
+
+    alpha: float = Field(32, gt=0)
+    """The update is scaled by alpha / rank."""
+
+
+class Train(Section):
+    """How it is trained."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+
+    batch_size: int = Field(4, ge=1)
+    """Rows per step."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak of the cosine schedule."""
+
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the rate rises."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Compute type; the base is NF4 and LoRA is fp32 in either."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass; needed for any real model."""
+
+    eval_every: int = Field(100, ge=1)
+    """Steps between evaluation losses."""
+
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints, from which a killed run resumes."""
+
+    keep_checkpoints: int = Field(2, ge=1)
+    """Older ones are deleted."""
+
+    seed: int = 0
+    """Decides initial LoRA weights and the order of rows."""
+
+
+class Export(Section):
+    """What is written for serving."""
+
+    scheme: Literal["int8_w8a8", "bf16"] = "int8_w8a8"
+    """INT8 weights per channel with INT8 activations per token, or a merge only."""
+
+    keep_merged: bool = False
+    """Also write the merged bf16 model, so that the cost of INT8 can be measured answer by answer."""
+
+    max_shard_gb: float = Field(5.0, gt=0)
+    """Size of one safetensors file."""
+
+
+class Serving(Section):
+    """How the engine is run, in evaluation and in service alike."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """The model name that clients send."""
+
+    strategy: Literal["restart"] = "restart"
+    """How a new version takes over: hold requests, stop the old engine, start the new one, probe, release."""
+
+    max_model_len: int = Field(8192, ge=64)
+    """Longest prompt and answer, in tokens."""
+
+    max_num_seqs: int = Field(64, ge=1)
+    """Requests computed together."""
+
+    max_num_batched_tokens: int = Field(8192, ge=64)
+    """Tokens computed together."""
+
+    images_per_request: int = Field(4, ge=1)
+    """More are refused."""
+
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Share of the device's memory that the engine takes; without effect on a CPU."""
+
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache on a CPU; on a GPU the rest of its share is used."""
+
+    start_seconds: float = Field(900, gt=0)
+    """Deadline for the engine to answer."""
+
+    drain_seconds: float = Field(120, gt=0)
+    """Deadline for requests in flight before a swap."""
+
+    hold_seconds: float = Field(900, gt=0)
+    """How long the front holds a request during a swap before it answers 503."""
+
+    probe_match: float = Field(1.0, gt=0, le=1)
+    """Share of the golden answers that a newly started engine must repeat."""
+
+
+class Evaluate(Section):
+    """How the artefact is measured."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer."""
+
+    concurrency: int = Field(8, ge=1)
+    """Questions in flight."""
+
+    attempts: int = Field(2, ge=1)
+    """Whole repetitions before an invalid measurement fails the step."""
+
+    golden_items: int = Field(8, ge=1)
+    """Questions whose answers are recorded for the probe at promotion."""
+
+
+class Requirement(Section):
+    """What one slice of the test split must show."""
+
+    slice: str
+    """Name of the slice."""
+
+    margin: float = Share
+    """Largest loss that is tolerated, as a share of the items: 0.02 is two points."""
+
+    minimum: float = Field(0.0, ge=0, le=1)
+    """Least share of right answers, whatever the reference did."""
+
+
+class Gate(Section):
+    """May a candidate replace the champion? Without a champion it is compared with the base."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of the one-sided bounds."""
+
+    requirements: tuple[Requirement, ...] = Field(min_length=1)
+    """All must hold. A slice of the test split without a requirement is refused."""
+
+    quantization_margin: float = Field(0.02, ge=0, le=1)
+    """Largest loss tolerated against the merged bf16 model, where it was measured."""
+
+
+class Registry(Section):
+    """Where versions are registered."""
+
+    model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the registered model in MLflow."""
+
+    experiment: str = "vlmops"
+    """MLflow experiment of the runs."""
+
+
+class Config(Section):
+    """Everything that decides what a run does."""
+
+    hardware: Hardware
+    model: Model
+    images: Images = Images()
+    data: Data
+    lora: Lora = Lora()
+    train: Train
+    export: Export = Export()
+    serving: Serving
+    evaluate: Evaluate = Evaluate()
+    gate: Gate
+    registry: Registry
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        if self.evaluate.max_new_tokens >= self.serving.max_model_len:
+            raise ValueError(
+                f"evaluate.max_new_tokens {self.evaluate.max_new_tokens} leaves no room for a prompt in "
+                f"serving.max_model_len {self.serving.max_model_len}"
+            )
+        return self
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a config; `hardware: NAME` stands for `configs/hardware/NAME.yaml`.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.field=value` each, the value read as YAML.
+
+    Raises:
+        ConfigError: The file is missing or wrong; lists every problem with its field, value and what is allowed.
+    """
+    raw = _read_mapping(path)
+    for override in overrides:
+        _override(raw, override)
+    if isinstance(raw.get("hardware"), str):
+        raw["hardware"] = _read_profile(path, raw["hardware"])
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_problems(path, error)) from None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config; the shipped ones are in {ROOT / 'configs'}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(raw).__name__}")
+    return raw
+
+
+def _read_profile(path: Path, name: str) -> dict[str, Any]:
+    for folder in (path.parent / "hardware", ROOT / "configs" / "hardware"):
+        if (profile := folder / f"{name}.yaml").is_file():
+            return _read_mapping(profile)
+    known = sorted(p.stem for p in (ROOT / "configs" / "hardware").glob("*.yaml"))
+    raise ConfigError(f"{path}: hardware = {name!r}: no such profile; known: {', '.join(known)}")
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    *sections, field = key.strip().split(".")
+    if not separator or not field:
+        raise ConfigError(f"--set {override}: write section.field=value, such as lora.rank=32")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
+    raw[field] = yaml.safe_load(value)
+
+
+def _problems(path: Path, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "config"
+        seen = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
+        lines.append(f"  {field}{seen if len(seen) < 80 else ''}: {problem['msg']}")
+    return f"{path}: {len(lines)} problem(s)\n" + "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Child processes that end when they should: each in a process group of its own, started with an argument list."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from pipelines.errors import MachineUnfit, VlmopsError
+
+
+def free_port() -> int:
+    """A port on loopback that nothing listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int, purpose: str) -> None:
+    """Raise MachineUnfit if something already listens on a port."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            raise MachineUnfit(f"port {port} ({purpose}) is taken; stop what listens there or choose another") from None
+
+
+def start(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a command as the leader of its own process group, its output appended to `log`.
+
+    Args:
+        env: Added to this process's environment.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+
+
+def stop(pid: int, grace_seconds: float = 20) -> None:
+    """End a process group that `start` made: SIGTERM to its leader, after the grace SIGKILL to all of it."""
+    try:
+        leader = psutil.Process(pid)
+        family = [leader, *leader.children(recursive=True)]
+        leader.terminate()
+    except psutil.NoSuchProcess:
+        family = []
+    _, alive = psutil.wait_procs(family, timeout=grace_seconds)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=grace_seconds)
+    try:
+        os.killpg(pid, signal.SIGKILL)  # whoever was started by a member that was gone before we looked
+    except ProcessLookupError:
+        pass
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A started command, stopped on leaving the block."""
+    process = start(command, log, env)
+    try:
+        yield process
+    finally:
+        stop(process.pid)
+        process.wait()
+
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float, failure: Callable[[], VlmopsError], interval: float = 0.2
+) -> float:
+    """Wait until a condition holds and return the seconds it took; raise what `failure` makes at the deadline."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > seconds:
+            raise failure()
+        time.sleep(interval)
+    return time.monotonic() - began
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, for an error message."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.is_file() else "(no log)"

@@ -1,0 +1,98 @@
+"""Where things are on this machine. The only module that reads the environment (`VLMOPS_...`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout: configs, Dags and the two environments lie below it."""
+
+
+def _interpreter(environment: str) -> str:
+    python = ROOT / environment / "bin" / "python"
+    return str(python) if python.exists() else sys.executable
+
+
+class Settings(BaseSettings):
+    """Facts of one machine; everything about a model or a run is in its config instead."""
+
+    model_config = SettingsConfigDict(env_prefix="VLMOPS_", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+    home: Path = Path(".vlmops")
+    """Runs, serving state and secrets."""
+
+    cache_dir: Path | None = None
+    """Base models and built-in data; `<home>/cache` when unset. Safe to delete."""
+
+    core_python: str = Field(default_factory=lambda: _interpreter(".venv"))
+    """Interpreter of the core environment (Airflow, MLflow, tools)."""
+
+    ml_python: str = Field(default_factory=lambda: _interpreter(".venv-ml"))
+    """Interpreter of the ml environment (PyTorch, vLLM, Caddy)."""
+
+    mlflow_uri: str | None = None
+    """Address of the MLflow server, such as http://127.0.0.1:5000. Unset: the command starts one of its own."""
+
+    config: Path = ROOT / "configs" / "smoke.yaml"
+    """The config that the Dags use unless a run names another."""
+
+    retrain_schedule: str | None = None
+    """Cron expression of the retrain Dag. Unset: only by hand."""
+
+    reviewer: str = "reviewer"
+    """Who may approve a candidate: a user name (a numeric id under Airflow's FAB users)."""
+
+    registry_poll_seconds: float = Field(15.0, gt=0)
+    """How often the registry's alias is looked at."""
+
+    front_port: int = Field(8800, ge=1, le=65535)
+    """Where clients send their requests: Caddy, on loopback."""
+
+    engine_port: int = Field(8801, ge=1, le=65535)
+    """vLLM, on loopback, behind Caddy."""
+
+    ready_port: int = Field(8802, ge=1, le=65535)
+    """Where Caddy asks itself whether to hold requests."""
+
+    admin_port: int = Field(8803, ge=1, le=65535)
+    """Caddy's own admin endpoint, on loopback."""
+
+    @field_validator("home", "cache_dir", "config")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        # Steps run in other processes; a relative path would follow their working directory.
+        return value and value.resolve()
+
+    @property
+    def runs(self) -> Path:
+        """One folder per run."""
+        return self.home / "runs"
+
+    @property
+    def state(self) -> Path:
+        """What outlives a run: databases, secrets, who serves."""
+        return self.home / "state"
+
+    @property
+    def serving(self) -> Path:
+        """The deploy log, the deploy lock, the readiness switch, the engine's logs."""
+        return self.state / "serving"
+
+    @property
+    def cache(self) -> Path:
+        """Base models and built-in data, by digest."""
+        return self.cache_dir or self.home / "cache"
+
+    @property
+    def front_url(self) -> str:
+        """Where clients send their requests."""
+        return f"http://127.0.0.1:{self.front_port}"
+
+    @property
+    def engine_url(self) -> str:
+        """Where vLLM itself listens."""
+        return f"http://127.0.0.1:{self.engine_port}"
