@@ -1,19 +1,19 @@
 """Every error that vlmops raises on purpose.
 
-    VlmopsError                 exit code 1: something failed; the message names the thing, the value and the way out
-    ├── BadInput                exit code 2: what was asked for cannot be right; retrying changes nothing
-    │   ├── ConfigError         a config file, with every problem in it
-    │   ├── RunConflict         the run directory holds another run
-    │   ├── SourceRefused       a model source that may not be used: unknown scheme, pickle, code, symlink
-    │   ├── DataRejected        more of the data set is unusable than the config allows
-    │   └── MachineUnfit        wrong Python, port taken, disk or memory too small
-    ├── Unreachable             a service does not answer; carries its address
-    ├── StepFailed              a step's process ended badly; carries the step and its exit code
-    ├── TrainingFailed          no quantised experts, nothing trainable, a loss that is not a number
-    ├── ExportRejected          the exported files are not what they should be
-    ├── EngineFailed            vLLM did not start, died, or answered what it must not
-    ├── EvaluationInvalid       the measurement lost requests: no score is kept
-    └── PromotionFailed         the new model does not serve; says what serves instead
+VlmopsError                 exit code 1: something failed; the message names the thing, the value and the way out
+├── BadInput                exit code 2: what was asked for cannot be right; retrying changes nothing
+│   ├── ConfigError         a config file, with every problem in it
+│   ├── RunConflict         the run directory holds another run
+│   ├── SourceRefused       a model source that may not be used: unknown scheme, pickle, code, symlink
+│   ├── DataRejected        more of the data set is unusable than the config allows
+│   └── MachineUnfit        wrong Python, port taken, disk or memory too small
+├── Unreachable             a service does not answer; carries its address
+├── StepFailed              a step's process ended badly; carries the step and its exit code
+├── TrainingFailed          no quantised experts, nothing trainable, a loss that is not a number
+├── ExportRejected          the exported files are not what they should be
+├── EngineFailed            vLLM did not start, died, or answered what it must not
+├── EvaluationInvalid       the measurement lost requests: no score is kept
+└── PromotionFailed         the new model does not serve; says what serves instead
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import platform
 import shutil
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -95,4 +96,4 @@ def _gpus() -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(inspect().model_dump()))
+    sys.stdout.write(json.dumps(inspect().model_dump()))

@@ -16,15 +16,21 @@ class ManifestMismatch(VlmopsError):
     """A folder is not what its manifest says."""
 
 
-def write_manifest(folder: Path, **facts: object) -> str:
-    """Record every file of `folder` (recursively) and any further facts; return the manifest's digest."""
+def write_manifest(folder: Path, *, into: Path | None = None, **facts: object) -> str:
+    """Record every file of `folder` (recursively) and any further facts; return the manifest's digest.
+
+    Args:
+        folder: What is recorded.
+        into: Where the manifest goes, when `folder` is not ours to write in.
+    """
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != NAME
     }
-    write_text(folder / NAME, json.dumps({**facts, "files": files}, indent=1, sort_keys=True))
-    return manifest_digest(folder)
+    home = into or folder
+    write_text(home / NAME, json.dumps({**facts, "files": files}, indent=1, sort_keys=True))
+    return manifest_digest(home)
 
 
 def read_manifest(folder: Path) -> dict[str, object]:
@@ -58,7 +64,9 @@ def verify_manifest(folder: Path, expected_digest: str | None = None) -> None:
         raise ManifestMismatch(f"{folder} has another manifest than the {expected_digest[:12]} that was handed on")
     here = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != NAME}
     if here != set(files):
-        raise ManifestMismatch(f"{folder}: files missing {sorted(set(files) - here)}, unknown {sorted(here - set(files))}")
+        raise ManifestMismatch(
+            f"{folder}: files missing {sorted(set(files) - here)}, unknown {sorted(here - set(files))}"
+        )
     for name, fact in files.items():
         path = folder / name
         if path.stat().st_size != fact["size"] or sha256_file(path) != fact["sha256"]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -64,10 +64,8 @@ def stop(pid: int, grace_seconds: float = 20) -> None:
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=grace_seconds)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # whoever was started by a member that was gone before we looked
-    except ProcessLookupError:
-        pass
 
 
 @contextmanager

@@ -20,7 +20,9 @@ def _interpreter(environment: str) -> str:
 class Settings(BaseSettings):
     """Facts of one machine; everything about a model or a run is in its config instead."""
 
-    model_config = SettingsConfigDict(env_prefix="VLMOPS_", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="VLMOPS_", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
     home: Path = Path(".vlmops")
     """Runs, serving state and secrets."""

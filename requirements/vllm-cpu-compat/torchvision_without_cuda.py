@@ -24,8 +24,9 @@ class _DeclareOperators(importlib.abc.MetaPathFinder):
 
 
 def install():
-    """Watch for the import of torchvision; called by the .pth file at interpreter start."""
-    sys.meta_path.insert(0, _DeclareOperators())
+    """Watch for the import of torchvision; called by the .pth file at interpreter start, in a venv twice."""
+    if not any(isinstance(finder, _DeclareOperators) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _DeclareOperators())
 
 
 def _linked_to_cuda(spec):

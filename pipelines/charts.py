@@ -1,0 +1,41 @@
+"""Pictures for people: what a report or a training looked like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.artifacts import EvalReport
+
+LABELS = {"base": "base bf16", "merged": "fine-tuned bf16", "candidate": "fine-tuned INT8, as served"}
+"""Subjects in the order they are drawn."""
+
+
+def accuracy_chart(report: EvalReport, path: Path) -> None:
+    """Right answers by slice, a bar per model, with 95 % intervals."""
+    from matplotlib.figure import Figure
+
+    evaluations = [e for name in LABELS if (e := report.subject(name)) is not None]
+    slices = sorted({name for evaluation in evaluations for name in evaluation.scores})
+    figure = Figure(figsize=(1.5 + 1.8 * len(slices), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(evaluations)
+    for number, evaluation in enumerate(evaluations):
+        scores = [evaluation.scores[name] for name in slices]
+        shares = [score.share for score in scores]
+        axes.bar(
+            [at + (number - (len(evaluations) - 1) / 2) * width for at in range(len(slices))],
+            shares,
+            width,
+            yerr=[
+                [max(0.0, share - score.low) for share, score in zip(shares, scores, strict=True)],
+                [max(0.0, score.high - share) for share, score in zip(shares, scores, strict=True)],
+            ],
+            capsize=3,
+            label=LABELS[evaluation.subject],
+        )
+    counts = [evaluations[0].scores[name].n for name in slices]
+    axes.set_xticks(range(len(slices)), [f"{name}\nn = {n}" for name, n in zip(slices, counts, strict=True)])
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("right answers")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)

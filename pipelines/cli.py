@@ -1,0 +1,196 @@
+"""The command `vlmops`.
+
+Exit codes: 0 done, 1 failure, 2 bad input, 3 the gate said no.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import line
+from pipelines.config import Config, load_config
+from pipelines.doctor import examine, require_fit
+from pipelines.errors import DONE, VlmopsError
+from pipelines.launch import environment, run_step
+from pipelines.run import Run
+from pipelines.settings import Settings
+from pipelines.status import show_run, show_runs
+from pipelines.steps import STEPS
+
+EXAMPLES = """examples:
+  vlmops doctor                                         what this machine can do
+  vlmops run configs/smoke.yaml                         from the base model to a registered candidate
+  vlmops run configs/smoke.yaml --name r8 --set lora.rank=8
+  vlmops step .vlmops/runs/smoke gate                   one step of a run
+  vlmops status                                         the runs there are
+  vlmops stack                                          Airflow, MLflow and the serving front, until Ctrl-C
+  vlmops promote --version 3 --reason "reads sevens"    approve a version and put it into service
+  vlmops rollback                                       back to what served before
+
+exit codes: 0 done, 1 failure, 2 bad input, 3 the gate said no
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        code: int = args.command(args)
+    except VlmopsError as error:
+        print(f"vlmops: {error}", file=sys.stderr)
+        return error.exit_code
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command, its arguments and its help."""
+    root = argparse.ArgumentParser(
+        prog="vlmops",
+        description="Retrain a vision-language model, judge it as it will be served, and put it into service.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run every step from download to register; again: resume")
+    _add_config(run)
+    run.add_argument("--name", help="name of the run's directory; the config's by default")
+    run.set_defaults(command=_run)
+
+    step = commands.add_parser("step", help="run one step of a run")
+    step.add_argument("run", type=Path, help="directory of the run")
+    step.add_argument("step", choices=STEPS)
+    step.set_defaults(command=_step)
+
+    status = commands.add_parser("status", help="the runs there are, or one run step by step")
+    status.add_argument("run", type=Path, nargs="?", help="directory of a run")
+    status.set_defaults(command=_status)
+
+    validate = commands.add_parser("validate", help="check a config and print it resolved")
+    _add_config(validate)
+    validate.set_defaults(command=_validate)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of the config")
+    schema.set_defaults(command=_schema)
+
+    doctor = commands.add_parser("doctor", help="what this machine can do, and what is missing")
+    doctor.set_defaults(command=_doctor)
+
+    promote = commands.add_parser("promote", help="put the approved version into service")
+    _add_service_config(promote)
+    promote.add_argument("--version", type=int, help="approve this version first")
+    promote.add_argument("--reason", default="vlmops promote", help="why, for the registry")
+    promote.set_defaults(command=_promote)
+
+    rollback = commands.add_parser("rollback", help="put back into service what served before")
+    _add_service_config(rollback)
+    rollback.add_argument("--reason", default="vlmops rollback", help="why, for the registry")
+    rollback.set_defaults(command=_rollback)
+
+    ask = commands.add_parser("ask", help="ask the served model about an image")
+    ask.add_argument("image", type=Path)
+    ask.add_argument("question")
+    ask.set_defaults(command=_ask)
+
+    stack = commands.add_parser("stack", help="run Airflow, MLflow and the serving front here until Ctrl-C")
+    stack.set_defaults(command=_stack)
+
+    demo = commands.add_parser("demo", help="show the whole line on the embedded default")
+    demo.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    demo.set_defaults(command=_demo)
+    return root
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, help="such as configs/smoke.yaml")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="override one field; may be repeated",
+    )
+
+
+def _add_service_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, default=Settings().config, help="names the registered model")
+    command.set_defaults(overrides=[])
+
+
+def _config(args: argparse.Namespace) -> Config:
+    return load_config(args.config, tuple(args.overrides))
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = _config(args)
+    require_fit(Settings())
+    return line.retrain(config, args.name or args.config.stem, Settings())
+
+
+def _step(args: argparse.Namespace) -> int:
+    run = Run.open(args.run)
+    with line.tracked(Settings()) as settings:
+        return run_step(STEPS[args.step], run.root, settings)
+
+
+def _status(args: argparse.Namespace) -> int:
+    if args.run:
+        show_run(Run.open(args.run))
+    else:
+        show_runs(Settings().runs)
+    return DONE
+
+
+def _validate(args: argparse.Namespace) -> int:
+    print(_config(args).model_dump_json(indent=2))
+    return DONE
+
+
+def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001  every command has the arguments
+    print(json.dumps(Config.model_json_schema(), indent=2))
+    return DONE
+
+
+def _doctor(args: argparse.Namespace) -> int:  # noqa: ARG001
+    return examine(Settings())
+
+
+def _promote(args: argparse.Namespace) -> int:
+    return line.promote(_config(args), args.version, args.reason, Settings())
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    return line.rollback(_config(args), args.reason, Settings())
+
+
+def _ask(args: argparse.Namespace) -> int:
+    settings = Settings()
+    command = [settings.ml_python, "-m", "serving.ask", str(args.image), args.question]
+    return subprocess.run(command, env=environment(settings), check=False).returncode
+
+
+def _stack(args: argparse.Namespace) -> int:  # noqa: ARG001
+    from pipelines.stack import run_stack  # its parts are not needed by any other command
+
+    require_fit(Settings())
+    return run_stack(Settings())
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from pipelines.demo import run_demo
+
+    require_fit(Settings())
+    return run_demo(Settings(), keep=args.keep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

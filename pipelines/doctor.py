@@ -1,0 +1,104 @@
+"""`vlmops doctor`: what this machine can do, and what is missing, each with its way out."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import BAD_INPUT, DONE, MachineUnfit
+from pipelines.machine import Machine
+from pipelines.settings import Settings
+
+SMALLEST_MEMORY_GIB = 6
+SMALLEST_DISK_GB = 6
+"""What the embedded default needs."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    seen: str
+    good: bool | None
+    """None: worth knowing, but nothing to mend."""
+
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> int:
+    """Print every check; exit code 2 if something stands in the way."""
+    checks = list_checks(settings)
+    table = Table("", "seen", "what to do", title="vlmops doctor", box=None, title_justify="left")
+    marks = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "[blue]--[/blue]"}
+    for check in checks:
+        table.add_row(f"{marks[check.good]} {check.name}", check.seen, check.remedy)
+    Console().print(table)
+    return BAD_INPUT if any(check.good is False for check in checks) else DONE
+
+
+def require_fit(settings: Settings) -> None:
+    """Say before work starts what stands in its way.
+
+    Raises:
+        MachineUnfit: Lists everything that does, with the way out of each.
+    """
+    bad = [check for check in list_checks(settings) if check.good is False]
+    if bad:
+        lines = "\n".join(f"  {check.name}: {check.seen}; {check.remedy}" for check in bad)
+        raise MachineUnfit(f"this machine cannot do it yet:\n{lines}")
+
+
+def list_checks(settings: Settings) -> list[Check]:
+    """Look at this machine, in the order in which things are needed."""
+    checks = [_python(), _disk(settings.home)]
+    machine = _ask_ml(settings)
+    if machine is None:
+        return [*checks, Check("ml environment", settings.ml_python, good=False, remedy="make install")]
+    return [
+        *checks,
+        _memory(machine),
+        Check("ml environment", f"Python {machine.python}", good=True),
+        _int8_experts(machine),
+        Check("GPU", ", ".join(machine.gpus) or "none", good=None),
+    ]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", version, sys.version_info >= (3, 11), "install Python 3.11 or newer")
+
+
+def _disk(home: Path) -> Check:
+    place = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free / 1e9
+    remedy = f"{SMALLEST_DISK_GB} GB are needed; set VLMOPS_HOME to a larger disk"
+    return Check("disk", f"{free:.0f} GB free in {place}", free >= SMALLEST_DISK_GB, remedy)
+
+
+def _memory(machine: Machine) -> Check:
+    remedy = f"{SMALLEST_MEMORY_GIB} GiB are needed"
+    return Check("memory", f"{machine.memory_gib:.0f} GiB", machine.memory_gib >= SMALLEST_MEMORY_GIB, remedy)
+
+
+def _int8_experts(machine: Machine) -> Check:
+    if machine.int8_moe_kernel:
+        return Check("INT8 experts on CPU", f"yes, by {machine.int8_moe_kernel}", good=True)
+    remedy = "nothing: configs with model.fallback use the dense tiny model here"
+    return Check("INT8 experts on CPU", f"no: {machine.processor} has neither AMX nor zentorch", None, remedy)
+
+
+def _ask_ml(settings: Settings) -> Machine | None:
+    """The machine as the ml environment sees it, or None if that environment is not there."""
+    command = [settings.ml_python, "-m", "pipelines.machine"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return Machine.model_validate_json(answer.stdout)

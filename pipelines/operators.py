@@ -1,0 +1,116 @@
+"""The Airflow side of a step: start it, show its output, hand its result on, and say why it failed."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
+
+from pipelines import processes, tracking
+from pipelines.dag_runs import run_root
+from pipelines.errors import BAD_INPUT, DONE, REJECTED, BadInput, StepFailed, Unreachable
+from pipelines.launch import command, environment
+from pipelines.run import Run
+from pipelines.settings import Settings
+from pipelines.steps import STEPS, Step
+
+log = logging.getLogger(__name__)
+
+KILL_GRACE_SECONDS = 4
+"""Airflow kills a task 5 s after it asked it to stop; the step's process group must be gone before."""
+
+
+class StepOperator(BaseOperator):
+    """Run one pipeline step in its own environment and return its result.
+
+    A step that finishes and asks to stop succeeds here and skips what comes after it.
+
+    :param step: the step to run.
+    :param run_dir: the run it belongs to. (templated)
+    """
+
+    template_fields: Sequence[str] = ("run_dir",)
+
+    def __init__(self, *, step: Step[Any], run_dir: str, **kwargs: Any) -> None:
+        kwargs.setdefault("task_id", step.name)
+        if step.gpu:  # the pool caps the deployment, the queue finds the machine with the card
+            kwargs.setdefault("pool", "gpu")
+            kwargs.setdefault("queue", "gpu")
+        super().__init__(**kwargs)
+        self.step = step
+        self.run_dir = run_dir
+        self._process: subprocess.Popen[str] | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the step; a second attempt runs it again, and it resumes from its own checkpoints."""
+        run = Run.open(Path(self.run_dir))
+        code = self._run(run)
+        if code == BAD_INPUT:
+            raise AirflowFailException(f"{self.step.name}: {_reason(run, self.step)}")
+        if code not in (DONE, REJECTED):
+            raise StepFailed(self.step.name, code)
+        facts = run.read(self.step).model_dump(mode="json")
+        if code == REJECTED:
+            context["ti"].xcom_push(key="return_value", value=facts)
+            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].extra = {"run": run.name, **facts}
+        return facts
+
+    def on_kill(self) -> None:
+        """End the step's whole process group."""
+        if self._process is not None:
+            processes.stop(self._process.pid, grace_seconds=KILL_GRACE_SECONDS)
+
+    def _run(self, run: Run) -> int:
+        settings = Settings()
+        self._process = subprocess.Popen(
+            command(self.step, run.root, settings, again=True),
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.log.info("%s", line.rstrip())
+        return self._process.wait()
+
+
+def leave_reason(context: Context) -> None:
+    """Callback of a failed task: say why in the log and, for a step of an opened run, in MLflow."""
+    ti = context["ti"]
+    error = context.get("exception")
+    log.error("%s of %s failed: %s", ti.task_id, ti.run_id, error)
+    root = run_root(ti.dag_id, ti.run_id, settings := Settings())
+    if ti.task_id not in STEPS or not (root / "config.json").is_file():
+        return
+    run = Run.open(root)
+    try:
+        tracking.note_failure(run, ti.task_id, _reason(run, STEPS[ti.task_id]) or str(error), settings)
+    except (BadInput, Unreachable) as why:
+        log.warning("the reason is not in MLflow: %s", why)
+
+
+TASK_DEFAULTS: Mapping[str, Any] = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=5),
+    "retry_exponential_backoff": 2.0,  # a multiplier since Airflow 3.3: True means 1.0, no back-off at all
+    "max_retry_delay": timedelta(minutes=10),
+    "on_failure_callback": [leave_reason],
+}
+"""What every task of every Dag has."""
+
+
+def _reason(run: Run, step: Step[Any]) -> str:
+    failure = run.failure(step)
+    return f"{failure.error}: {failure.message}" if failure else ""

@@ -1,0 +1,54 @@
+"""`vlmops status`: the runs there are, and one run step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.run import Run, runs_below
+from pipelines.steps import REDEPLOY, RETRAIN, Step
+
+
+def show_runs(folder: Path) -> None:
+    """Print a line for each run."""
+    table = Table("run", "config", "last step", "state", box=None, title=str(folder), title_justify="left")
+    for run in runs_below(folder):
+        step, state = _last(run)
+        table.add_row(run.name, run.config.model.source, step, state)
+    Console().print(table)
+
+
+def show_run(run: Run) -> None:
+    """Print a line for each step of a run."""
+    table = Table("step", "state", "seconds", "peak GiB", box=None, title=str(run.root), title_justify="left")
+    for step in _steps(run):
+        done = run.finished(step)
+        record = run.record(step) if done else None
+        table.add_row(
+            step.name,
+            _state(run, step),
+            f"{record.seconds:.1f}" if record else "",
+            f"{record.peak_gib:.2f}" if record else "",
+        )
+    Console().print(table)
+
+
+def _steps(run: Run) -> tuple[Step[Any], ...]:
+    return REDEPLOY if run.folder(REDEPLOY[0]).is_dir() else RETRAIN
+
+
+def _state(run: Run, step: Step[Any]) -> str:
+    if failure := run.failure(step):
+        return f"failed: {failure.error}: {failure.message.splitlines()[0] if failure.message else ''}"
+    if not run.finished(step):
+        return "-"
+    return "done" if run.read(step).proceed else "said no"
+
+
+def _last(run: Run) -> tuple[str, str]:
+    states = [(step.name, _state(run, step)) for step in _steps(run)]
+    begun = [(name, state) for name, state in states if state != "-"]
+    return begun[-1] if begun else ("-", "not begun")

@@ -1,0 +1,185 @@
+"""MLflow holds a copy of what a run's directory says: parameters, metrics, curves, files.
+
+The directory is the truth and `publish` can be repeated, so a server that was away loses nothing: what it missed is
+published with the next step, and registration insists on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from pipelines.durable import sha256_file, write_text
+from pipelines.errors import BadInput, Unreachable
+from pipelines.run import Run
+from pipelines.settings import Settings
+from pipelines.steps import STEPS, Step
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_FILES = ("*.png", "*.json", "history.jsonl", "rejects.jsonl", "*/answers.jsonl")
+"""Of a step's folder; weights and images stay where they are."""
+
+LONGEST_PARAMETER = 500
+"""MLflow refuses longer ones."""
+
+
+def client(settings: Settings) -> MlflowClient:
+    """A client of the MLflow server.
+
+    Raises:
+        BadInput: No address is set.
+        Unreachable: Nothing answers there.
+    """
+    if settings.mlflow_uri is None:
+        raise BadInput("no MLflow server is named; set VLMOPS_MLFLOW_URI, such as http://127.0.0.1:5000")
+    try:  # MLflow's own client would retry for minutes
+        httpx.get(f"{settings.mlflow_uri}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise Unreachable("MLflow", settings.mlflow_uri, error) from error
+    from mlflow import MlflowClient
+
+    return MlflowClient(settings.mlflow_uri)
+
+
+def publish(run: Run, settings: Settings) -> str:
+    """Copy what MLflow does not hold yet, and return the id of its run.
+
+    Raises:
+        Unreachable: MLflow does not answer.
+    """
+    mlflow = client(settings)
+    run_id = _tracking_run(mlflow, run)
+    published = _published(run)
+    for step in STEPS.values():
+        output = run.folder(step) / "output.json"
+        if output.is_file() and published.get(step.name) != sha256_file(output):
+            _publish_step(mlflow, run_id, run, step)
+            published[step.name] = sha256_file(output)
+            _write_published(run, run_id, published)
+        elif (failure := run.failure(step)) is not None:
+            mlflow.set_tag(run_id, f"failure.{step.name}", f"{failure.error}: {failure.message}"[:5000])
+    _set_status(mlflow, run_id, run)
+    return run_id
+
+
+def publish_if_reachable(run: Run, settings: Settings) -> None:
+    """Publish, or leave a warning: a training must not end because a page is down."""
+    try:
+        publish(run, settings)
+    except (Unreachable, BadInput) as error:
+        log.warning("not published yet: %s", error)
+
+
+def note_failure(run: Run, step: str, reason: str, settings: Settings) -> None:
+    """Leave the reason of a failed step in MLflow.
+
+    Raises:
+        Unreachable: MLflow does not answer.
+    """
+    mlflow = client(settings)
+    mlflow.set_tag(_tracking_run(mlflow, run), f"failure.{step}", reason[:5000])
+
+
+def _tracking_run(mlflow: MlflowClient, run: Run) -> str:
+    """The MLflow run of a run, made on first use; found by its tag if we died before noting its id."""
+    noted = run.root / "mlflow.json"
+    if noted.is_file():
+        run_id: str = json.loads(noted.read_text())["run_id"]
+        return run_id
+    name = run.config.registry.experiment
+    experiment = mlflow.get_experiment_by_name(name)
+    experiment_id = mlflow.create_experiment(name) if experiment is None else experiment.experiment_id
+    found = mlflow.search_runs([experiment_id], f"tags.`vlmops.run` = '{run.root}'", max_results=1)
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        tags = {"vlmops.run": str(run.root)}
+        run_id = mlflow.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
+        _log_config(mlflow, run_id, run)
+    _write_published(run, run_id, {})
+    return run_id
+
+
+def _published(run: Run) -> dict[str, str]:
+    steps: dict[str, str] = json.loads((run.root / "mlflow.json").read_text())["steps"]
+    return steps
+
+
+def _write_published(run: Run, run_id: str, steps: dict[str, str]) -> None:
+    write_text(run.root / "mlflow.json", json.dumps({"run_id": run_id, "steps": steps}))
+
+
+def _log_config(mlflow: MlflowClient, run_id: str, run: Run) -> None:
+    from mlflow.entities import Param
+
+    parameters = [Param(key, value[:LONGEST_PARAMETER]) for key, value in flatten(run.config.model_dump(mode="json"))]
+    mlflow.log_batch(run_id, params=parameters)
+    mlflow.log_artifact(run_id, str(run.root / "config.json"))
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as `section.field` and text; lists stay whole, as JSON."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+def numbers(value: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    """The numbers of an artifact as `step.field`; lists are files' business."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{prefix}.{key}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield prefix, float(value)
+
+
+def _publish_step(mlflow: MlflowClient, run_id: str, run: Run, step: Step[Any]) -> None:
+    from mlflow.entities import Metric
+
+    record = run.record(step)
+    values = {f"{step.name}.seconds": record.seconds, f"{step.name}.peak_gib": record.peak_gib}
+    values |= dict(numbers(record.artifact, step.name))
+    for evaluation in record.artifact.get("evaluations", ()):
+        values |= _accuracies(evaluation)
+    # The file's own time, so that a repeated publication writes the same rows again instead of new ones.
+    stamp = int((run.folder(step) / "output.json").stat().st_mtime * 1000)
+    metrics = [Metric(key, value, stamp, 0) for key, value in values.items()]
+    metrics += [Metric(key, value, stamp, at) for at, key, value in _curve(run.folder(step) / "history.jsonl")]
+    for start in range(0, len(metrics), 1000):  # MLflow's largest batch
+        mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
+    for pattern in PUBLISHED_FILES:
+        for path in sorted(run.folder(step).glob(pattern)):
+            mlflow.log_artifact(run_id, str(path), str(path.parent.relative_to(run.root)))
+
+
+def _accuracies(evaluation: dict[str, Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, score in evaluation["scores"].items():
+        key = f"accuracy.{evaluation['subject']}.{name}"
+        values |= {key: score["correct"] / score["n"], f"{key}.low": score["low"], f"{key}.high": score["high"]}
+    return values
+
+
+def _curve(history: Path) -> Iterator[tuple[int, str, float]]:
+    for line in history.read_text().splitlines() if history.is_file() else ():
+        event = json.loads(line)
+        at = event.pop("step")
+        yield from ((at, key, float(value)) for key, value in event.items())
+
+
+def _set_status(mlflow: MlflowClient, run_id: str, run: Run) -> None:
+    if any(run.failure(step) for step in STEPS.values()):
+        mlflow.set_terminated(run_id, "FAILED")
+    elif any((run.folder(STEPS[last]) / "output.json").is_file() for last in ("gate", "register", "promote")):
+        mlflow.set_terminated(run_id, "FINISHED")

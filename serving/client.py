@@ -1,0 +1,131 @@
+"""The calls of an OpenAI-compatible server that we use.
+
+Errors: Unreachable when no answer came, EngineFailed when the answer is not one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipelines.errors import EngineFailed, Unreachable
+
+ENGINE = "the engine"
+QUICK = 5.0
+"""Seconds for calls that compute nothing."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer."""
+
+    text: str
+    finish_reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What the engine counts."""
+
+    running: int
+    waiting: int
+    lost: int
+    """Requests that ended in an abort or an error since it was started."""
+
+    started: float
+    """Start of its process, in seconds since 1970: another engine has another."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it has not finished."""
+        return self.running + self.waiting
+
+
+class Client:
+    """Asks questions, many at a time."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_seconds: float = 600) -> None:
+        self.url = url
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, limits=limits, timeout=httpx.Timeout(timeout_seconds, connect=QUICK)
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def ask(self, model: str, messages: Sequence[dict[str, Any]], max_tokens: int) -> Reply:
+        """The greedy answer to a conversation.
+
+        Args:
+            messages: In OpenAI's form, images as data URLs.
+        """
+        body = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+        began = time.monotonic()
+        try:
+            response = await self._http.post("/v1/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            raise Unreachable(ENGINE, self.url, repr(error)) from None
+        choice = _json(response)["choices"][0]
+        return Reply(choice["message"]["content"] or "", choice["finish_reason"], time.monotonic() - began)
+
+
+def healthy(url: str) -> bool:
+    """Whether it says that it is."""
+    try:
+        return httpx.get(f"{url}/health", timeout=QUICK).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def served_names(url: str) -> tuple[str, ...]:
+    """The model names that it answers to."""
+    return tuple(model["id"] for model in _json(_get(f"{url}/v1/models"))["data"])
+
+
+def metrics(url: str) -> Metrics:
+    """What it counts now.
+
+    Raises:
+        EngineFailed: A count is missing: an unknown is never taken for zero.
+    """
+    counts: dict[str, float] = {}
+    for family in text_string_to_metric_families(_get(f"{url}/metrics").text):
+        for sample in family.samples:
+            name = f"{sample.name}:{sample.labels.get('finished_reason', '')}"
+            counts[name] = counts.get(name, 0) + sample.value
+    try:
+        return Metrics(
+            running=int(counts["vllm:num_requests_running:"]),
+            waiting=int(counts["vllm:num_requests_waiting:"]),
+            lost=int(counts["vllm:request_success_total:abort"] + counts["vllm:request_success_total:error"]),
+            started=counts["process_start_time_seconds:"],
+        )
+    except KeyError as missing:
+        raise EngineFailed(f"{url}/metrics has no {missing}; is this the vLLM that we test with?") from None
+
+
+def _get(url: str) -> httpx.Response:
+    try:
+        return httpx.get(url, timeout=QUICK)
+    except httpx.HTTPError as error:
+        raise Unreachable(ENGINE, url, repr(error)) from None
+
+
+def _json(response: httpx.Response) -> Any:  # noqa: ANN401  whatever the server sends
+    if response.status_code != httpx.codes.OK:
+        raise EngineFailed(f"{response.url} answered {response.status_code}: {response.text[:300]}")
+    return response.json()

@@ -1,0 +1,181 @@
+"""A vLLM server: what it is started with, and the process group that it is from start to stop.
+
+An engine in service outlives whoever started it, and is found again by the log that its processes write to: a renamed
+process (vLLM renames its own) loses its environment, an orphan its parent, but neither loses its standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from pipelines.config import Hardware, Images, Serving
+from pipelines.errors import EngineFailed
+from pipelines.processes import free_port, require_free_port, start, stop, tail, wait_until
+from serving.client import healthy, served_names
+
+VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+"""The program; `vllm serve` by its module, so that it is the one of this environment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Everything that decides how an engine runs, its port apart."""
+
+    model: Path
+    names: tuple[str, ...]
+    """The names that requests may use; the first is the one that answers carry."""
+
+    serving: Serving
+    images: Images
+    hardware: Hardware
+    program: tuple[str, ...] = VLLM
+
+    def command(self, port: int) -> list[str]:
+        """The argument list of the server."""
+        place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", *self.names]
+        return [*self.program, str(self.model), *place, *options(self.serving, self.images, self.hardware)]
+
+
+def options(serving: Serving, images: Images, hardware: Hardware) -> list[str]:
+    """The flags that decide what is computed and how: two measurements compare only if these are equal."""
+    pixels = {"size": {"shortest_edge": images.min_pixels, "longest_edge": images.max_pixels}}  # pixel counts
+    flags: dict[str, object] = {
+        "--load-format": "safetensors",
+        "--dtype": "bfloat16",
+        "--max-model-len": serving.max_model_len,
+        "--max-num-seqs": serving.max_num_seqs,
+        "--max-num-batched-tokens": serving.max_num_batched_tokens,
+        "--limit-mm-per-prompt": json.dumps({"image": serving.images_per_request, "video": 0}),
+        "--mm-processor-kwargs": json.dumps(pixels),
+        "--allowed-media-domains": "deny.invalid",  # an empty list would allow every address: only data URLs pass
+        "--shutdown-timeout": round(serving.drain_seconds),
+        **_device_flags(serving, hardware),
+    }
+    switches = ["--enforce-eager"] if hardware.device == "cpu" else []  # torch.compile takes minutes on a CPU
+    return [*switches, "--disable-uvicorn-access-log", *(str(part) for flag in flags.items() for part in flag)]
+
+
+def _device_flags(serving: Serving, hardware: Hardware) -> dict[str, object]:
+    if hardware.device == "cuda":
+        return {"--gpu-memory-utilization": serving.gpu_memory_utilization}
+    return {
+        "--kv-cache-memory-bytes": round(serving.kv_cache_gib * 2**30),
+        "--distributed-executor-backend": "uni",  # with the switch below: one process less to import vLLM, 11 s of 30
+    }
+
+
+def environment(hardware: Hardware) -> dict[str, str]:
+    """What the server needs in its environment: offline, silent, no redirects to follow."""
+    common = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+        "VLLM_HOST_IP": "127.0.0.1",
+    }
+    if hardware.device == "cuda":
+        return common
+    # The CPU platform swaps "uni" for a third process unless this is off; the engine core is its own process anyway.
+    return {**common, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+@dataclass
+class Engine:
+    """A started server."""
+
+    pid: int
+    """Leader, and so number, of its process group."""
+
+    url: str
+    log: Path
+    names: tuple[str, ...]
+    began: float = field(default_factory=time.monotonic)
+
+    def wait_ready(self, seconds: float) -> float:
+        """Wait until it answers under all of its names; return the seconds since it was started.
+
+        Raises:
+            EngineFailed: It died, or the deadline passed; with the end of its log.
+        """
+        wait_until(self._ready, seconds, lambda: self._failed(f"did not answer within {seconds:.0f} s"))
+        return time.monotonic() - self.began
+
+    def stop(self, grace_seconds: float) -> None:
+        """End all of its processes."""
+        stop(self.pid, grace_seconds)
+        wait_until(lambda: not group(self.pid), 20, lambda: self._failed("is still there after SIGKILL"), 0.05)
+
+    def _ready(self) -> bool:
+        if not _alive(self.pid):
+            raise self._failed("died")
+        return healthy(self.url) and set(self.names) <= set(served_names(self.url))
+
+    def _failed(self, what: str) -> EngineFailed:
+        return EngineFailed(f"the engine {what}; the end of {self.log}:\n{tail(self.log)}")
+
+
+@contextmanager
+def engine(launch: Launch, log: Path) -> Iterator[Engine]:
+    """A server on a free port, stopped on leaving the block with no process left. It is started, not yet ready."""
+    port = free_port()
+    process = start(launch.command(port), log, environment(launch.hardware))
+    started = Engine(process.pid, f"http://127.0.0.1:{port}", log, launch.names)
+    try:
+        yield started
+    finally:
+        started.stop(grace_seconds=5)  # whatever it still computes is of no use
+        process.wait()
+
+
+def start_in_service(launch: Launch, port: int, log: Path) -> Engine:
+    """Start a server that outlives this process.
+
+    Raises:
+        MachineUnfit: The port is taken.
+    """
+    require_free_port(port, "the engine")
+    process = start(launch.command(port), log, environment(launch.hardware))
+    return Engine(process.pid, f"http://127.0.0.1:{port}", log, launch.names)
+
+
+def find(logs: Path) -> dict[int, Path]:
+    """The process groups that write to a log in the folder `logs`, and which log: living and orphaned engines."""
+    found = {}
+    for pid in psutil.pids():
+        try:
+            output = Path(f"/proc/{pid}/fd/1").readlink()
+            leader = os.getpgid(pid)
+        except (PermissionError, FileNotFoundError, ProcessLookupError):  # another user's, or gone meanwhile
+            continue
+        if output.parent == logs and output.suffix == ".log":
+            found[leader] = output
+    return found
+
+
+def group(leader: int) -> list[psutil.Process]:
+    """The living processes of a process group."""
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return members
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

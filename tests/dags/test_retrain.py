@@ -1,0 +1,106 @@
+"""The retrain Dag, run in-process with real step processes whose work is played."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests import fake_python
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+
+from pipelines.run import Run, runs_below
+from pipelines.settings import Settings
+from pipelines.steps import GATE, REGISTER, RETRAIN
+
+RunDag = Callable[..., Any]
+
+
+def states(run: Any) -> dict[str, str]:
+    return {task.task_id: str(task.state) for task in run.get_task_instances()}
+
+
+def the_run(machine: Settings) -> Run:
+    (run,) = runs_below(machine.runs)
+    return run
+
+
+def test_an_accepted_candidate_goes_through_and_is_announced(run_dag: RunDag, machine: Settings) -> None:
+    run = run_dag("retrain", {"reason": "a test", "overrides": ["lora.rank=4"]})
+    assert run.state == "success"
+    assert states(run) == dict.fromkeys(["open_run", *(step.name for step in RETRAIN)], "success")
+    ours = the_run(machine)
+    assert ours.config.lora.rank == 4
+    assert json.loads((ours.root / "request.json").read_text())["reason"] == "a test"
+    assert run.get_task_instance("register").xcom_pull(task_ids="register")["version"] == 1
+    assert _announced() == {"run": ours.name, **ours.read(REGISTER).model_dump(mode="json")}
+
+
+def test_a_refused_candidate_leaves_the_gate_green_and_the_rest_skipped(run_dag: RunDag, machine: Settings) -> None:
+    fake_python.plan(machine.home, gate="fail")
+    before = _announced()
+    run = run_dag("retrain")
+    assert run.state == "success"
+    assert (states(run)["gate"], states(run)["register"]) == ("success", "skipped")
+    decision = run.get_task_instance("gate").xcom_pull(task_ids="gate")
+    assert decision == the_run(machine).read(GATE).model_dump(mode="json")
+    assert [f["name"] for f in decision["findings"] if f["outcome"] == "fail"] == ["colours"]
+    assert _announced() == before
+
+
+def test_a_step_with_bad_input_is_not_retried(run_dag: RunDag, machine: Settings) -> None:
+    fake_python.plan(machine.home, fail={"prepare": [2, 0]})
+    run = run_dag("retrain")
+    assert run.state == "failed"
+    assert states(run)["prepare"] == "failed"
+    assert len(list(the_run(machine).root.glob("prepare.attempt*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"config": "configs/smoke.yaml; rm -rf /"},
+        {"config": "configs/smoke.json"},
+        {"overrides": ["lora.rank"]},
+        {"overrides": ["rank=4"]},
+        {"overrides": ["lora.rank=4\nmodel.source=x"]},
+        {"overrides": "lora.rank=4"},
+        {"reason": 7},
+    ],
+    ids=str,
+)
+def test_params_that_match_no_pattern_are_refused(run_dag: RunDag, machine: Settings, conf: dict[str, Any]) -> None:
+    with pytest.raises(ParamValidationError):
+        run_dag("retrain", conf)
+    assert not machine.runs.exists()
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"config": "/etc/passwd.yaml"},
+        {"config": "configs/../../secret.yaml"},
+        {"config": "configs/none.yaml"},
+        {"overrides": ["lora.rank=0"]},
+        {"overrides": ["lora.size=1"]},
+    ],
+    ids=str,
+)
+def test_a_config_that_may_not_be_used_or_is_wrong_opens_no_run(
+    run_dag: RunDag, machine: Settings, conf: dict[str, Any]
+) -> None:
+    run = run_dag("retrain", conf)
+    assert run.state == "failed"
+    assert states(run)["open_run"] == "failed"
+    assert not machine.runs.exists() or runs_below(machine.runs) == []
+
+
+def _announced() -> dict[str, Any] | None:
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        return session.scalar(select(AssetEvent.extra).order_by(AssetEvent.id.desc()).limit(1))

@@ -1,0 +1,124 @@
+"""Every shipped config loads; a wrong one is refused with all its problems at once, and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.config import Config, load_config
+from pipelines.errors import ConfigError
+from pipelines.settings import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PROFILES = sorted((ROOT / "configs" / "hardware").glob("*.yaml"))
+
+
+def write(folder: Path, **changes: object) -> Path:
+    raw = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
+    for key, value in changes.items():
+        section, _, field = key.partition("__")
+        if field:
+            raw[section][field] = value
+        else:
+            raw[section] = value
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_configs_are_found() -> None:
+    assert CONFIGS
+    assert len(PROFILES) >= 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_loads(path: Path) -> None:
+    load_config(path)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_profile_loads(path: Path, tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, hardware=path.stem)).hardware.name == path.stem
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(model: type, prefix: str) -> list[str]:
+        missing = []
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                missing += undocumented(inner, f"{prefix}{name}.")
+            elif not field.description:
+                missing.append(prefix + name)
+        return missing
+
+    assert undocumented(Config, "") == []
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, lora__rank=0, train__stepz=5, export__scheme="int7", serving__name="Not A Name")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    text = str(error.value)
+    assert "4 problem(s)" in text
+    assert str(path) in text
+    assert "lora.rank = 0: Input should be greater than or equal to 1" in text
+    assert "train.stepz = 5: Extra inputs are not permitted" in text
+    assert "export.scheme = 'int7': Input should be 'int8_w8a8' or 'bf16'" in text
+    assert "serving.name" in text
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    raw = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
+    del raw["registry"]
+    path = tmp_path / "less.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=r"registry: Field required"):
+        load_config(path)
+
+
+def test_pixel_limits_must_be_ordered(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="min_pixels 9000 exceeds max_pixels 8000"):
+        load_config(write(tmp_path, images={"min_pixels": 9000, "max_pixels": 8000}))
+
+
+def test_an_answer_must_leave_room_for_a_prompt(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no room for a prompt"):
+        load_config(write(tmp_path, evaluate__max_new_tokens=256))
+
+
+def test_an_override_wins_over_the_file() -> None:
+    config = load_config(ROOT / "configs" / "smoke.yaml", ("data.replay=0", "train.learning_rate=1.0e-3"))
+    assert config.data.replay == 0
+    assert config.train.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("override", ["data.replay", "=3", "hardware.device.x=1"])
+def test_a_malformed_override_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(ROOT / "configs" / "smoke.yaml", (override,))
+
+
+def test_an_override_of_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.replya"):
+        load_config(ROOT / "configs" / "smoke.yaml", ("data.replya=0",))
+
+
+def test_an_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="known: cpu, l40s_48gb"):
+        load_config(write(tmp_path, hardware="rtx_5"))
+
+
+@pytest.mark.parametrize(("text", "why"), [("- 1", "mapping"), ("a: [", "not YAML")])
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config"):
+        load_config(tmp_path / "none.yaml")
