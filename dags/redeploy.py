@@ -12,7 +12,7 @@ from airflow.sdk import chain, dag, task
 
 from pipelines import dag_runs
 from pipelines.assets import approved_alias
-from pipelines.operators import TASK_DEFAULTS, StepOperator
+from pipelines.operators import TASK_DEFAULTS, StepOperator, bad_input_is_final
 from pipelines.settings import Settings
 from pipelines.steps import REDEPLOY
 
@@ -32,7 +32,8 @@ def redeploy() -> None:
     @task
     def open_run(dag_run: Any = None) -> str:
         """Give the run its directory, with the machine's own config."""
-        return dag_runs.open_run(dag_run.dag_id, dag_run.run_id, {}, Settings())
+        with bad_input_is_final():
+            return dag_runs.open_run(dag_run.dag_id, dag_run.run_id, {}, Settings())
 
     run_dir = open_run()
     tasks = {step: StepOperator(step=step, run_dir=run_dir, doc_md=step.target) for step in REDEPLOY}

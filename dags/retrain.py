@@ -13,7 +13,7 @@ from airflow.sdk import Param, chain, dag, task
 
 from pipelines import dag_runs
 from pipelines.assets import MODEL_CANDIDATE
-from pipelines.operators import TASK_DEFAULTS, StepOperator
+from pipelines.operators import TASK_DEFAULTS, StepOperator, bad_input_is_final
 from pipelines.settings import Settings
 from pipelines.steps import RETRAIN
 
@@ -52,7 +52,8 @@ def retrain() -> None:
     @task
     def open_run(params: Any = None, dag_run: Any = None) -> str:
         """Check the config and give the run its directory."""
-        return dag_runs.open_run(dag_run.dag_id, dag_run.run_id, params, Settings())
+        with bad_input_is_final():
+            return dag_runs.open_run(dag_run.dag_id, dag_run.run_id, params, Settings())
 
     run_dir = open_run()
     tasks = {

@@ -9,12 +9,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param, dag, task
 
 from pipelines import dag_runs
 from pipelines.assets import MODEL_CANDIDATE
-from pipelines.operators import TASK_DEFAULTS
+from pipelines.operators import TASK_DEFAULTS, bad_input_is_final
 from pipelines.registry import Registry
 from pipelines.settings import Settings
 
@@ -46,32 +46,31 @@ def review() -> None:
     @task
     def candidate(triggering_asset_events: Any = None, params: Any = None) -> dict[str, Any]:
         """What is to be decided, with its figures."""
-        events = sorted(triggering_asset_events[MODEL_CANDIDATE], key=lambda event: event.timestamp)
-        return dag_runs.registered_candidate([event.extra for event in events], params["run"], Settings())
+        events = sorted((triggering_asset_events or {}).get(MODEL_CANDIDATE, []), key=lambda event: event.timestamp)
+        with bad_input_is_final():
+            return dag_runs.registered_candidate([event.extra for event in events], params["run"], Settings())
 
     @task
-    def approve(version: dict[str, Any], answer: dict[str, Any]) -> None:
-        """Move the alias `approved`."""
-        reviewer, reason = dag_runs.answered(answer)
-        Registry(Settings(), version["name"]).approve(version["version"], reviewer=reviewer, reason=reason)
-
-    @task(trigger_rule="all_skipped")  # a rejection skips `approve`
-    def reject(version: dict[str, Any], answer: dict[str, Any]) -> None:
-        """Tag the version."""
-        reviewer, reason = dag_runs.answered(answer)
-        Registry(Settings(), version["name"]).reject(version["version"], reviewer=reviewer, reason=reason)
+    def record(version: dict[str, Any], answer: dict[str, Any]) -> None:
+        """Write the answer into the registry."""
+        reviewer, reason, approved = dag_runs.answered(answer)
+        registry = Registry(Settings(), version["name"])
+        decide = registry.approve if approved else registry.reject
+        decide(version["version"], reviewer=reviewer, reason=reason)
 
     version = candidate()
-    person = ApprovalOperator(
+    # Not ApprovalOperator: a rejection would skip the task that records it.
+    person = HITLOperator(
         task_id="person",
         subject=f"{{{{ {CANDIDATE}['subject'] }}}}",
         body=f"{{{{ {CANDIDATE}['body'] }}}}",
+        options=[dag_runs.APPROVE, dag_runs.REJECT],
+        defaults=dag_runs.REJECT,  # silence is not consent
         params={"reason": Param("", type="string", maxLength=500, description="Kept with the version.")},
         assigned_users=[{"id": SETTINGS.reviewer, "name": SETTINGS.reviewer}],
         response_timeout=timedelta(days=14),
-        defaults=ApprovalOperator.REJECT,  # silence is not consent
     )
-    version >> person >> approve(version, person.output) >> reject(version, person.output)
+    version >> person >> record(version, person.output)
 
 
 review()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,8 +19,8 @@ FINAL = frozenset({"success", "failed"})
 """States that a Dag run does not leave."""
 
 SETTLE_SECONDS = 2.0
-"""After a request for review appears. Airflow does not show whether its scheduler has taken note that the task is parked,
-and an answer before that fails the task ("finished with state success, but ... is queued"); people are never this quick."""
+"""After a request for review appears. Airflow does not show whether its scheduler has noticed that the task is parked,
+and an answer before that fails the task ("finished with state success, but ... is queued"). People are slower."""
 
 
 class AirflowRefused(VlmopsError):
@@ -34,7 +34,7 @@ class TaskState:
     task_id: str
     state: str | None
     seconds: float | None
-    """Of its last attempt; None before it starts."""
+    """Of its last attempt, so far while it runs; None before it starts."""
 
     try_number: int
 
@@ -61,20 +61,25 @@ class Review:
 class Airflow:
     """Airflow as one user sees it.
 
+    Args:
+        transport: How requests travel; tests hand in one without a network.
+
     Raises:
         Unreachable: It does not answer.
         AirflowRefused: It answers with an error; the message holds its words.
     """
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    def __init__(self, url: str, user: str, password: str, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url
         self._user, self._password = user, password
-        self._http = httpx.Client(base_url=url, timeout=30)
+        self._http = httpx.Client(base_url=url, timeout=30, transport=transport)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self._http.close()
 
     def health(self) -> dict[str, str | None]:
@@ -108,19 +113,20 @@ class Airflow:
     def runs(self, dag_id: str, since: datetime) -> list[str]:
         """Ids of the runs after a moment, the oldest first."""
         query = {"run_after_gte": since.isoformat(), "order_by": "run_after"}
-        return [run["dag_run_id"] for run in self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]]
+        return [
+            run["dag_run_id"] for run in self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+        ]
 
     def tasks(self, dag_id: str, run_id: str) -> list[TaskState]:
         """The tasks of a Dag run."""
         reply = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": "100"})
-        return [
-            TaskState(task["task_id"], task["state"], task["duration"], task["try_number"])
-            for task in reply["task_instances"]
-        ]
+        return [_task_state(task) for task in reply["task_instances"]]
 
     def asset_events(self, asset: str) -> list[dict[str, Any]]:
         """The events of an Asset, the oldest first."""
-        query = {"name_pattern": asset, "order_by": "timestamp"}
+        found = self._call("GET", "/api/v2/assets", params={"name_pattern": asset})["assets"]
+        number = next(str(each["id"]) for each in found if each["name"] == asset)
+        query = {"asset_id": number, "order_by": "timestamp"}
         events: list[dict[str, Any]] = self._call("GET", "/api/v2/assets/events", params=query)["asset_events"]
         return events
 
@@ -147,15 +153,19 @@ class Airflow:
         deadline = time.monotonic() + seconds
         while True:
             left = deadline - time.monotonic()
-            review = wait_for(lambda: self._waiting(dag_id, run_id), left, f"a request for review of {run_id}")
+            review = wait_for(lambda: self.waiting_review(dag_id, run_id), left, f"a request for review of {run_id}")
             time.sleep(SETTLE_SECONDS)
             self.answer(review, option, reason)
-            if wait_for(lambda taken=review: self._taken(taken), left, f"the answer of {run_id} to be taken") == "success":
+            if self._wait_taken(review, left) == "success":
                 return review
 
-    def _waiting(self, dag_id: str, run_id: str) -> Review | None:
+    def waiting_review(self, dag_id: str, run_id: str) -> Review | None:
+        """The request of a Dag run that waits for its answer now."""
         waiting = (r for r in self.pending_reviews() if (r.dag_id, r.run_id) == (dag_id, run_id))
         return next((r for r in waiting if r.state == "awaiting_input"), None)
+
+    def _wait_taken(self, review: Review, seconds: float) -> str:
+        return wait_for(lambda: self._taken(review), seconds, f"the answer of {review.run_id} to be taken")
 
     def _taken(self, review: Review) -> str | None:
         """`success`, or `lost` where the task has to ask again; None while that is open."""
@@ -200,6 +210,13 @@ def wait_for(look: Callable[[], T | None], seconds: float, what: str, interval: 
             raise AirflowRefused(f"waited {seconds:.0f} s for {what}")
         time.sleep(interval)
     return found
+
+
+def _task_state(task: Mapping[str, Any]) -> TaskState:
+    seconds = task["duration"]
+    if task["state"] == "running" and task["start_date"]:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(task["start_date"])).total_seconds()
+    return TaskState(task["task_id"], task["state"], seconds, task["try_number"])
 
 
 def _review(detail: Mapping[str, Any]) -> Review:

@@ -12,7 +12,7 @@ MODEL_CANDIDATE = Asset(name="model_candidate", uri="x-vlmops://registry/candida
 
 
 def approved_alias(settings: Settings) -> Asset:
-    """The alias `approved`, watched where it lives: moving it in Airflow, by command or on the MLflow page is the same."""
+    """The alias `approved`, watched where it lives: it may be moved in Airflow, by command, or on the MLflow page."""
     watchers = []
     if settings.mlflow_uri:
         trigger = RegistryAliasTrigger(

@@ -1,4 +1,4 @@
-"""What the embedded stack is made of: the commands, and the environment that binds them to loopback and to one folder."""
+"""The parts of the embedded stack: their commands, and the environment that keeps them on loopback, in one folder."""
 
 from __future__ import annotations
 

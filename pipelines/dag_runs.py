@@ -21,6 +21,8 @@ from pipelines.steps import EVALUATE, GATE, REGISTER
 
 CONFIG_PATTERN = r"^[A-Za-z0-9_./-]+\.ya?ml$"
 OVERRIDE_PATTERN = r"^[a-z_]+(\.[a-z0-9_]+)+=[^\r\n]{1,200}$"
+APPROVE, REJECT = "Approve", "Reject"
+
 RUN_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 
 
@@ -94,8 +96,9 @@ def review_text(version: ModelVersion, report: EvalReport, decision: GateDecisio
     return "\n".join(lines)
 
 
-def answered(answer: Mapping[str, Any]) -> tuple[str, str]:
-    """Who answered a review, and their reason."""
+def answered(answer: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """Who answered a review, their reason, and whether they approve."""
     user = answer.get("responded_by_user") or {}
     who = str(user.get("name") or user.get("id") or "nobody (the request expired)")
-    return who, str((answer.get("params_input") or {}).get("reason") or "")
+    reason = str((answer.get("params_input") or {}).get("reason") or "")
+    return who, reason, answer["chosen_options"] == [APPROVE]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,11 @@ class StepOperator(BaseOperator):
             raise AirflowFailException(f"{self.step.name}: {_reason(run, self.step)}")
         if code not in (DONE, REJECTED):
             raise StepFailed(self.step.name, code)
-        facts = run.read(self.step).model_dump(mode="json")
+        facts: dict[str, Any] = run.read(self.step).model_dump(mode="json")
         if code == REJECTED:
             context["ti"].xcom_push(key="return_value", value=facts)
-            raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))
+            rest = sorted(self.downstream_task_ids)
+            raise DownstreamTasksSkipped(tasks=rest)  # type: ignore[no-untyped-call]  # Airflow's
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = {"run": run.name, **facts}
         return facts
@@ -84,6 +86,15 @@ class StepOperator(BaseOperator):
         for line in self._process.stdout:
             self.log.info("%s", line.rstrip())
         return self._process.wait()
+
+
+@contextmanager
+def bad_input_is_final() -> Iterator[None]:
+    """In a task: what was asked for cannot be right, so Airflow must not try again."""
+    try:
+        yield
+    except BadInput as error:
+        raise AirflowFailException(str(error)) from error
 
 
 def leave_reason(context: Context) -> None:

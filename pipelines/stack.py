@@ -1,4 +1,4 @@
-"""The embedded stack: Airflow, MLflow and the serving front on loopback, from one state folder, until it is told to stop.
+"""The embedded stack: Airflow, MLflow and the serving front on loopback, from one state folder, until told to stop.
 
     with Stack(settings) as stack:        # ready when the block begins, nothing left when it ends
         stack.login(ADMIN).trigger("retrain", {})
@@ -20,6 +20,8 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
+from rich.console import Console
+
 from pipelines import components, mlflow_server, stack_state
 from pipelines.airflow_api import Airflow
 from pipelines.components import ADMIN, Ports
@@ -33,7 +35,7 @@ from pipelines.stack_state import StackState
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300
-STOP_SECONDS = 12
+STOP_SECONDS = 6
 """Grace of a part before it is killed; Airflow's scheduler would wait for its running tasks without end."""
 
 DAGS = frozenset({"retrain", "review", "redeploy"})
@@ -76,7 +78,9 @@ class Stack:
         self.ready_seconds = time.monotonic() - began
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         """Stop everything."""
         self._block.close()
 
@@ -90,9 +94,8 @@ class Stack:
 
     def _clear_the_ground(self) -> None:
         """End what a killed launcher left behind, see that the ports are free, and write down who we are."""
-        previous = stack_state.read_state(self.settings.state)
-        if previous is not None and (ended := stack_state.end_marked(previous.mark)):
-            log.warning("ended %d processes of a stack that was killed", len(ended))
+        if ended := stack_state.end_leftovers(self.settings.state):
+            log.warning("ended %d processes of a stack that was killed", ended)
         require_free_port(self.settings.front_port, "the serving front; VLMOPS_FRONT_PORT")
         require_free_port(self.settings.engine_port, "the vLLM engine; VLMOPS_ENGINE_PORT")
         require_free_port(self.settings.ready_port, "the front's readiness; VLMOPS_READY_PORT")
@@ -108,7 +111,8 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         components.write_passwords(self.settings)
-        return {**components.stack_environment(self.settings, self._ports), stack_state.MARK: self._mark}
+        marks = {stack_state.MARK: self._mark, **stack_state.MARKING}
+        return {**components.stack_environment(self.settings, self._ports), **marks}
 
     def _start(self) -> None:
         independent = components.independent_components(self.settings, self._ports, own_mlflow=self._own_mlflow)
@@ -128,29 +132,34 @@ class Stack:
         with _uninterrupted():
             self._parts.stop(STOP_SECONDS)
             # The engine outlives the step that started it; its own stop lets requests in flight end.
-            subprocess.run(
-                [self.settings.ml_python, "-m", "serving.service", "stop"], env=environment(self.settings), check=False
-            )
+            stop_service = [self.settings.ml_python, "-m", "serving.service", "stop"]
+            with (self.settings.state / "logs" / "service-stop.log").open("w") as output:
+                subprocess.run(
+                    stop_service, env=environment(self.settings), stdout=output, stderr=subprocess.STDOUT, check=False
+                )
             stack_state.end_marked(self._mark)
 
 
 def run_stack(settings: Settings) -> int:
     """Run the stack in the foreground until Ctrl-C or SIGTERM, and return the exit code."""
+    console = Console(soft_wrap=True, highlight=False)
     try:
         with Stack(settings) as stack:
-            print_addresses(stack)
-            while True:
-                stack.check()
-                time.sleep(1)
+            console.print(f"ready in {stack.ready_seconds:.0f} s; Ctrl-C stops everything", *addresses(stack), sep="\n")
+            stay(stack)
     except KeyboardInterrupt:
-        return DONE
+        console.print("interrupted while starting")
+    return DONE
 
 
-def print_addresses(stack: Stack) -> None:
-    """Where everything is, and whom to log in as."""
-    print(f"ready in {stack.ready_seconds:.0f} s; Ctrl-C stops everything")  # noqa: T201  a command
-    for line in addresses(stack):
-        print(line)  # noqa: T201
+def stay(stack: Stack) -> None:
+    """Return at Ctrl-C or SIGTERM; raise PartFailed if a part dies before."""
+    try:
+        while True:
+            stack.check()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        return
 
 
 def addresses(stack: Stack) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,12 @@ from pipelines.errors import MachineUnfit
 
 MARK = "VLMOPS_STACK"
 """Environment variable of every process of a stack; its value is the stack's mark."""
+
+MARKING = {"SPT_NOENV": "1"}
+"""Airflow and vLLM rename their processes, which writes over the environment that others see unless this is set."""
+
+
+LOCK = "stack.lock"
 
 
 class StackState(BaseModel):
@@ -45,7 +51,7 @@ def sole_stack(state: Path) -> Iterator[None]:
     """
     state.mkdir(parents=True, exist_ok=True)
     state.chmod(0o700)
-    with (state / "stack.lock").open("w") as lock:
+    with (state / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,7 +63,7 @@ def sole_stack(state: Path) -> Iterator[None]:
 
 def running_stack(state: Path) -> StackState | None:
     """The stack that runs on a state folder now, or None."""
-    path = state / "stack.lock"
+    path = state / LOCK
     if not path.is_file():
         return None
     with path.open() as lock:
@@ -79,9 +85,20 @@ def write_state(state: Path, stack: StackState) -> None:
     write_text(state / "stack.json", stack.model_dump_json(indent=2), mode=0o600)
 
 
+def end_leftovers(state: Path) -> int:
+    """End what a killed launcher left behind, and return how many processes that were; to be called under the lock."""
+    previous = read_state(state)
+    return len(end_marked(previous.mark)) if previous else 0
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Every process that carries a stack's mark, this one apart."""
+    return [process for process in psutil.process_iter() if _carries(process, mark)]
+
+
 def end_marked(mark: str, grace_seconds: float = 10) -> list[int]:
     """End every process that carries a stack's mark, this one apart; returns their ids."""
-    marked = [process for process in psutil.process_iter() if _carries(process, mark)]
+    marked = marked_processes(mark)
     for process in marked:
         _signal(process, kill=False)
     _, alive = psutil.wait_procs(marked, timeout=grace_seconds)
@@ -99,7 +116,5 @@ def _carries(process: psutil.Process, mark: str) -> bool:
 
 
 def _signal(process: psutil.Process, *, kill: bool) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         process.kill() if kill else process.terminate()
-    except psutil.NoSuchProcess:
-        pass

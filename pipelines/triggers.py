@@ -26,7 +26,7 @@ class RegistryAliasTrigger(BaseEventTrigger):
     """
 
     def __init__(self, tracking_uri: str, config: str, alias: str, poll_seconds: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]  # Airflow's
         self.tracking_uri = tracking_uri
         self.config = config
         self.alias = alias
@@ -48,14 +48,15 @@ class RegistryAliasTrigger(BaseEventTrigger):
         model = (await asyncio.to_thread(load_config, Path(self.config))).registry.model
         key = f"{model}@{self.alias}"
         store = self.asset_state_store
-        told = await store.aget(key) if store else None
+        told = await store.aget(key) if store is not None else None
         async with httpx.AsyncClient(base_url=self.tracking_uri, timeout=10) as http:
             while True:
                 version = await self._version(http, model)
                 if version is not None and version != told:
-                    yield TriggerEvent({"name": model, "alias": self.alias, "version": version})
+                    facts = {"name": model, "alias": self.alias, "version": version}
+                    yield TriggerEvent(facts)  # type: ignore[no-untyped-call]  # Airflow's
                     told = version
-                    if store:
+                    if store is not None:
                         await store.aset(key, version)  # after the event: told twice is harmless, never told is not
                 await asyncio.sleep(self.poll_seconds)
 

@@ -1,4 +1,4 @@
-"""Gives the tests an Airflow of their own. Airflow reads its environment when it is first imported: import this before."""
+"""An Airflow home for the tests. Airflow reads its environment when it is first imported: import this before."""
 
 from __future__ import annotations
 

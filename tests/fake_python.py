@@ -21,6 +21,7 @@ from pipelines.settings import Settings
 from pipelines.steps import STEPS
 
 SLICES = ("digits", "printed", "colours", "shapes")
+RIGHT = {"base": 37, "merged": 95, "candidate": 95}
 PLAN = "plan.json"
 
 
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if module == "serving.ask":
         print("seven")
         return DONE
-    os.execv(sys.executable, [sys.executable, *arguments])
+    return os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def _plan() -> dict[str, object]:
@@ -73,7 +74,8 @@ def _step(run: Run, name: str) -> int:
         run.write_failure(step, BadInput("told to fail"))
         return codes[attempt]
     run.folder(step).mkdir(exist_ok=True)
-    artifact = _artifacts(run, str(behaviour.get("gate", "pass")))[name]
+    forgets = run.config.data.replay == 0
+    artifact = artifacts(run, "fail" if forgets else str(behaviour.get("gate", "pass")))[name]
     run.write(step, artifact, seconds=0.5, peak_gib=0.1)
     if name == "promote" and "target" in behaviour.get("real", []):
         from pipelines.registry import Registry
@@ -88,17 +90,23 @@ def _evaluation(run: Run, subject: str, correct: int) -> a.Evaluation:
     answers = folder / "answers.jsonl"
     answer = a.Answer(item="1", slice="digits", expected="7", text="7", finish_reason="stop", seconds=0.1)
     answers.write_text(answer.model_dump_json() + "\n")
+    score = a.Score(correct=correct, n=100, low=correct / 100 - 0.05, high=min(1, correct / 100 + 0.05))
     return a.Evaluation(
         subject=subject, model_digest="1" * 64, scheme="bf16", answers=answers,
-        scores={name: a.Score(correct=correct, n=100, low=correct / 100 - 0.05, high=min(1, correct / 100 + 0.05)) for name in SLICES},
+        scores=dict.fromkeys(SLICES, score),
         start_seconds=1, answer_seconds=1, requests_per_minute=60, latency_p50_ms=1, latency_p99_ms=2, peak_gib=0.1,
     )  # fmt: skip
 
 
-def _artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
+def artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
     folder = run.root / "files"
     (folder / "model").mkdir(parents=True, exist_ok=True)
     (folder / "golden.jsonl").touch()
+    (folder / "scan.png").touch()
+    asked = [{"type": "image", "image": "scan.png"}, {"type": "text", "text": "Which digit is this?"}]
+    told = [{"type": "text", "text": "seven"}]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+    (folder / "test.jsonl").write_text(json.dumps({"id": "1", "slice": "digits", "messages": messages}) + "\n")
     config, digest = run.config, "ab" * 32
     findings = [a.Finding(name=name, outcome="pass", reason=f"{name}: 37 to 95 of 100") for name in SLICES]
     if gate != "pass":
@@ -110,10 +118,12 @@ def _artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
     if (target := run.root / "target" / "output.json").is_file():
         version = a.ModelVersion.model_validate(json.loads(target.read_text())["artifact"])
     return {
-        "download": a.BaseSnapshot(path=folder, source="builtin://x", revision="c" * 40, digest=digest, architecture="X"),
+        "download": a.BaseSnapshot(
+            path=folder, source="builtin://x", revision="c" * 40, digest=digest, architecture="X"
+        ),
         "prepare": a.Dataset(
-            path=folder, digest=digest, test_digest=digest, rows={"test": 1}, slices={"test": {"digits": 1}}, rejects=(),
-            tokens=(0, 5), visual_share=0.5,
+            path=folder, digest=digest, test_digest=digest, rows={"test": 1}, slices={"test": {"digits": 1}},
+            rejects=(), tokens=(0, 5), visual_share=0.5,
         ),
         "finetune": a.Adapter(
             path=folder, digest=digest, base_digest=digest, trainable_parameters=10, steps=5, loss=0.1, eval_loss=0.2,
@@ -126,9 +136,9 @@ def _artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
         ),
         "evaluate": a.EvalReport(
             engine="fake 1", test_digest=digest, prompt_digest=digest, golden=folder / "golden.jsonl",
-            evaluations=tuple(_evaluation(run, subject, n) for subject, n in (("base", 37), ("merged", 95), ("candidate", 95))),
+            evaluations=tuple(_evaluation(run, subject, right) for subject, right in RIGHT.items()),
         ),
-        "gate": a.GateDecision(outcome="pass" if gate == "pass" else "fail", reference="base", findings=tuple(findings)),
+        "gate": a.GateDecision(outcome=gate, reference="base", findings=tuple(findings)),
         "register": version,
         "target": version,
         "promote": a.Deployment(

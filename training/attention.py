@@ -48,9 +48,9 @@ def packed_attention(
     lengths = cu_seq_lens_q.diff().tolist()
     parts = [tensor.squeeze(0) for tensor in (query, key, value)]
     if len(set(lengths)) == 1:
-        rows = [p.unflatten(1, (len(lengths), lengths[0])).transpose(0, 1) for p in parts]
-        out = functional.scaled_dot_product_attention(*rows, dropout_p=dropout, scale=scaling)
+        q, k, v = (p.unflatten(1, (len(lengths), lengths[0])).transpose(0, 1) for p in parts)
+        out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
         return out.transpose(0, 1).flatten(1, 2).transpose(0, 1).unsqueeze(0), None
     images = zip(*(p.split(lengths, dim=1) for p in parts), strict=True)
-    outs = [functional.scaled_dot_product_attention(*image, dropout_p=dropout, scale=scaling) for image in images]
+    outs = [functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in images]
     return torch.cat(outs, dim=1).transpose(0, 1).unsqueeze(0), None

@@ -96,7 +96,7 @@ def _source(config: Config, folder: Path) -> Iterator[Path]:
     scheme, _, place = config.data.source.partition("://")
     if scheme == "file":
         if not (Path(place) / "data.jsonl").is_file():
-            raise DataRejected(f"{place}: no data.jsonl in it; data.source = file:///folder names a folder that has one")
+            raise DataRejected(f"{place}: no data.jsonl in it; data.source names a folder that has one")
         yield Path(place)
         return
     if place != "digits":

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.artifacts import BaseSnapshot
 from pipelines.config import Config
@@ -89,7 +90,7 @@ def refuse_unsafe(path: Path) -> None:
         SourceRefused: Names the file and the way out.
     """
     if not path.is_dir():
-        raise SourceRefused(f"{path}: no such folder; model.source = file:///folder names one with a published checkpoint")
+        raise SourceRefused(f"{path}: no such folder; model.source names one with a published checkpoint")
     files = list(_files(path))
     for file in files:
         ending = file.suffix.lower()
@@ -132,14 +133,14 @@ def _refuse_missing_shards(path: Path) -> None:
             raise SourceRefused(f"{path / str(name)}: named in the index and not there; download the model again")
 
 
-def _model_config(path: Path) -> dict[str, object]:
+def _model_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise SourceRefused(f"{file}: not there; a published checkpoint has one, download the model again")
     return _json(file)
 
 
-def _json(file: Path) -> dict[str, object]:
+def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

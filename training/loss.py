@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from training.encoding import IGNORE
 
@@ -15,7 +16,9 @@ class AnswerLoss(nn.Module):
     A module of its own, so that what wraps it (a data-parallel wrapper, Trainer) sees one forward pass.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel) -> None:
         """Wrap a model with the parts `model` (the trunk) and `lm_head`."""
         super().__init__()
         self.model = model
@@ -32,9 +35,10 @@ class AnswerLoss(nn.Module):
 
     def answers(self, labels: torch.Tensor, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [answer tokens, vocabulary] in fp32, and the tokens they should name."""
-        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
+        trunk, head = self.model.get_submodule("model"), self.model.get_submodule("lm_head")
+        hidden = trunk(**inputs, use_cache=False).last_hidden_state
         labelled = labels[:, 1:] != IGNORE
-        return self.model.lm_head(hidden[:, :-1][labelled]).float(), labels[:, 1:][labelled]
+        return head(hidden[:, :-1][labelled]).float(), labels[:, 1:][labelled]
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def assign_splits(kinds: Sequence[Hashable], *, eval_share: float, test_share: f
 
 def _order(kinds: Sequence[Hashable], seed: int) -> list[int]:
     random_order = list(range(len(kinds)))
-    shuffle = random.Random(seed)  # noqa: S311 - a split, not a secret
+    shuffle = random.Random(seed)
     shuffle.shuffle(random_order)
     distinct = sorted(set(kinds), key=repr)
     shuffle.shuffle(distinct)

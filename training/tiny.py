@@ -24,15 +24,27 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen3VLProcessor
 
 from pipelines.durable import commit
 from pipelines.manifest import ManifestMismatch, text_digest, verify_manifest, write_manifest
-from training import attention, drawings, encoding, loss, tiny_architecture, tiny_processor
+from training import attention, drawings, encoding, loss, positions, tiny_architecture, tiny_processor
 from training.attention import use_packed_vision_attention
 from training.drawings import Drawing, draw_many
 from training.encoding import Encoded, Encoder, collate
 from training.loss import AnswerLoss
+from training.positions import token_positions
 from training.tiny_architecture import build_model
 from training.tiny_processor import build_processor
 
 log = logging.getLogger(__name__)
+
+MODULES: tuple[ModuleType, ...] = (
+    attention,
+    drawings,
+    encoding,
+    loss,
+    positions,
+    tiny_architecture,
+    tiny_processor,
+)
+"""Whose source text, beside this module's, is part of every recipe."""
 
 THREADS = 2
 """The order of sums depends on it, and with it the last bits of the weights."""
@@ -51,8 +63,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Names the recipe: its values and the text of the modules that carry it out."""
-        modules: tuple[ModuleType, ...] = (attention, drawings, encoding, loss, tiny_architecture, tiny_processor)
-        sources = [inspect.getsource(module) for module in (*modules, inspect.getmodule(Recipe)) if module]
+        sources = [inspect.getsource(module) for module in (*MODULES, inspect.getmodule(Recipe)) if module]
         return text_digest(repr(self), str(THREADS), *sources)
 
 
@@ -122,7 +133,7 @@ def _train(model: PreTrainedModel, processor: Qwen3VLProcessor, recipe: Recipe) 
     use_packed_vision_attention(model)
     encoder = Encoder(processor)
     rows = [_encode(encoder, drawing) for drawing in draw_many(recipe.pictures, recipe.seed)]
-    positions = [token_positions(model, row) for row in rows]
+    places = [token_positions(model, row) for row in rows]
     objective = AnswerLoss(model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -130,7 +141,7 @@ def _train(model: PreTrainedModel, processor: Qwen3VLProcessor, recipe: Recipe) 
     )
     for _ in range(recipe.steps):
         chosen = torch.randint(len(rows), (recipe.batch_size,)).tolist()
-        batch = collate([rows[i] for i in chosen], [positions[i] for i in chosen], processor.tokenizer.pad_token_id)
+        batch = collate([rows[i] for i in chosen], [places[i] for i in chosen], processor.tokenizer.pad_token_id)
         objective(**batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -145,14 +156,6 @@ def _encode(encoder: Encoder, drawing: Drawing) -> Encoded:
         {"role": "assistant", "content": [{"type": "text", "text": drawing.answer}]},
     ]
     return encoder.encode(messages, [drawing.image])
-
-
-def token_positions(model: PreTrainedModel, row: Encoded) -> torch.Tensor:
-    """Where each token stands in time, height and width, by the model's own rule: [3, tokens]."""
-    positions, _ = model.model.get_rope_index(
-        input_ids=row.input_ids[None], mm_token_type_ids=row.image_mask[None], image_grid_thw=row.image_grid_thw
-    )
-    return positions[:, 0]
 
 
 def _save(model: PreTrainedModel, processor: Qwen3VLProcessor, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The shapes of the built-in models: Qwen3-VL in small, with everything that makes it hard (experts, M-RoPE, DeepStack)."""
+"""The shapes of the built-in models: Qwen3-VL in small, with all that makes it hard: experts, M-RoPE, DeepStack."""
 
 from __future__ import annotations
 

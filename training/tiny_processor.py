@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor
+from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from training.drawings import DIGIT_QUESTION, QUESTIONS, answers
@@ -14,12 +14,21 @@ PATCH, MERGE = 16, 2
 """A patch is 16 x 16 pixels, a visual token 2 x 2 patches."""
 
 MIN_PIXELS, MAX_PIXELS = 64 * 64, 256 * 256
-SPECIAL = tuple(
-    f"<|{name}|>"
-    for name in (
-        "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end "
-        "vision_start vision_end vision_pad image_pad video_pad"
-    ).split()
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
 """In the order of the published Qwen3-VL vocabulary."""
 
@@ -47,26 +56,24 @@ def build_processor() -> Qwen3VLProcessor:
     )
 
 
-def _tokenizer() -> Qwen2TokenizerFast:
+def _tokenizer() -> Qwen2Tokenizer:
     """A byte-level BPE in which every word of the built-in tasks is one token and any text can be written."""
     raw = json.loads(_train_bpe().to_str())["model"]
     merges = [tuple(merge) for merge in raw["merges"]]
-    tokenizer = Qwen2TokenizerFast(
-        vocab=raw["vocab"], merges=merges, unk_token=None, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    marks = {"unk_token": None, "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    tokenizer = Qwen2Tokenizer(vocab=raw["vocab"], merges=merges, **marks)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
 def _train_bpe() -> Tokenizer:
-    words = "zero one two three four five six seven eight nine".split()
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     corpus = [DIGIT_QUESTION, *QUESTIONS.values(), *answers(), *(f"Write {w} as a digit." for w in words)]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=440, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), special_tokens=[], show_progress=False
-    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=440, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
     bpe.train_from_iterator([*corpus, *["user\nassistant\nsystem\n"] * 3] * 20, trainer)
     return bpe

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from tests import airflow_home, fake_python  # the first of them before airflow is imported
-
-from collections.abc import Callable  # isort: skip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 
 import pytest
 
 from pipelines.settings import ROOT, Settings
+from tests import airflow_home, fake_python
 
 DAGS = ROOT / "dags"
 

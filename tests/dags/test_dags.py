@@ -31,7 +31,9 @@ def test_dag_files_are_short() -> None:
 
 
 def test_parsing_imports_nothing_heavy() -> None:
-    program = "import json, runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path)\nprint(json.dumps(list(sys.modules)))"
+    program = (
+        "import json, runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path)\nprint(json.dumps(list(sys.modules)))"
+    )
     command = [sys.executable, "-c", program, *map(str, FILES)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     loaded = {name.partition(".")[0] for name in json.loads(printed.splitlines()[-1])}

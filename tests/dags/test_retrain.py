@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from tests import fake_python
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
 from pipelines.run import Run, runs_below
 from pipelines.settings import Settings
 from pipelines.steps import GATE, REGISTER, RETRAIN
+from tests import fake_python
 
 RunDag = Callable[..., Any]
 

@@ -26,5 +26,5 @@ def test_a_missing_environment_is_named(settings: Settings, capsys: pytest.Captu
 
 def test_a_small_disk_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SMALLEST_DISK_GB", 10**9)
-    with pytest.raises(MachineUnfit, match="disk: .* GB free in .*; .*VLMOPS_HOME"):
+    with pytest.raises(MachineUnfit, match=r"disk: .* GB free in .*; .*VLMOPS_HOME"):
         doctor.require_fit(settings)

@@ -89,7 +89,7 @@ def test_an_unknown_model_has_no_aliases(tracked: Settings) -> None:
 
 
 def test_the_approved_version_is_the_target(registry: Registry, model: str, tracked: Settings) -> None:
-    with pytest.raises(BadInput, match="no version of .* is approved"):
+    with pytest.raises(BadInput, match=r"no version of .* is approved"):
         target(config(model), tracked.home)
     registry.approve(2, reviewer="ann", reason="reads sevens")
     assert target(config(model), tracked.home).version == 2

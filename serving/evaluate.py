@@ -1,0 +1,199 @@
+"""The step `evaluate`: base, merged and candidate, each served by the same engine and asked every sealed question.
+
+Only what will be served is measured, by the engine that will serve it. A finished measurement is not repeated: a rerun
+takes up with the subject that is missing, and the base is measured once per machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, Evaluation, QuantizedModel
+from pipelines.config import Config
+from pipelines.errors import BadInput, EvaluationInvalid
+from pipelines.manifest import text_digest, verify_manifest
+from pipelines.settings import Settings
+from serving.engine import VLLM, Engine, Launch, engine, options
+from serving.golden import choose, write_golden
+from serving.measure import latency_ms, measure, scores
+from serving.memory import PeakMemory
+from serving.progress import counting
+from serving.questions import Question, prompt_digest, read_questions
+from serving.records import ANSWERS, read_answers, read_record, recall, remember, write_record
+
+log = logging.getLogger(__name__)
+ENGINE_BYTES = 2.5 * 2**30
+"""Host memory that an engine needs besides weights and KV cache, generously."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured."""
+
+    name: Literal["base", "merged", "candidate"]
+    path: Path
+    digest: str
+    scheme: str
+
+
+def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, model: QuantizedModel) -> EvalReport:
+    """Measure the candidate, the base and, where it was kept, the merged bf16 model.
+
+    Raises:
+        EngineFailed: An engine did not start.
+        EvaluationInvalid: Requests were lost, and again on every repetition.
+        ManifestMismatch: A model is not the one that was handed on.
+    """
+    return Bench(config, folder, Settings().cache / "evaluations", data, subjects(base, model)).report()
+
+
+def subjects(base: BaseSnapshot, model: QuantizedModel) -> tuple[Subject, ...]:
+    """What is measured, in this order."""
+    found = [Subject("base", base.path, base.digest, "bf16")]
+    if model.merged_path is not None and model.merged_digest is not None:
+        found.append(Subject("merged", model.merged_path, model.merged_digest, "bf16"))
+    return (*found, Subject("candidate", model.path, model.digest, model.scheme))
+
+
+class Bench:
+    """The questions, the engine's settings and the folders of one evaluation."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        cache: Path,
+        data: Dataset,
+        wanted: Sequence[Subject],
+        program: tuple[str, ...] = VLLM,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._cache = cache
+        self._test_digest = data.test_digest
+        self._wanted = wanted
+        self._program = program
+        self._prompt = _same_prompt(config, wanted)
+        self._questions: tuple[Question, ...] = read_questions(data.path)
+        self._engine = f"vLLM {version('vllm')}"
+
+    def report(self) -> EvalReport:
+        """Measure what is missing, and put everything together."""
+        for subject in self._wanted:
+            self._reuse(subject)
+        self._measure_missing()
+        evaluations = tuple(done for subject in self._wanted if (done := self._recorded(subject)) is not None)
+        return EvalReport(
+            engine=self._engine,
+            test_digest=self._test_digest,
+            prompt_digest=self._prompt,
+            evaluations=evaluations,
+            golden=self._golden({evaluation.subject: evaluation for evaluation in evaluations}),
+        )
+
+    def _reuse(self, subject: Subject) -> None:
+        key, folder = self._key(subject), self._folder / subject.name
+        if read_record(folder, key) is not None:
+            log.info("%s was already measured; its answers are kept", subject.name)
+        elif recall(self._cache, folder, key) is not None:
+            log.info("%s was measured before on this machine; its answers come from %s", subject.name, self._cache)
+
+    def _recorded(self, subject: Subject) -> Evaluation | None:
+        return read_record(self._folder / subject.name, self._key(subject))
+
+    def _key(self, subject: Subject) -> str:
+        flags = options(self._config.serving, self._config.images, self._config.hardware)
+        facts = (self._config.hardware.device, str(self._config.evaluate.concurrency), *flags)
+        return text_digest(subject.name, subject.digest, self._test_digest, self._prompt, self._engine, *facts)
+
+    def _measure_missing(self) -> None:
+        attempts = self._config.evaluate.attempts
+        for attempt in range(1, attempts + 1):
+            missing = [subject for subject in self._wanted if self._recorded(subject) is None]
+            objections = [text for batch in self._batches(missing) for text in self._measure_batch(batch)]
+            if not objections:
+                return
+            log.warning("measurement %d of %d is invalid: %s", attempt, attempts, "; ".join(objections))
+        raise EvaluationInvalid(f"no valid measurement in {attempts} attempts: {'; '.join(objections)}")
+
+    def _batches(self, missing: Sequence[Subject]) -> list[Sequence[Subject]]:
+        """Engines that are started together: start-up is mostly one core importing Python, a card has room for one."""
+        weights = sum(file.stat().st_size for subject in missing for file in subject.path.glob("*.safetensors"))
+        each = self._config.serving.kv_cache_gib * 2**30 + ENGINE_BYTES
+        room = weights + each * len(missing) < psutil.virtual_memory().available
+        together = self._config.hardware.device == "cpu" and room
+        return [missing] if together and missing else [[subject] for subject in missing]
+
+    def _measure_batch(self, batch: Sequence[Subject]) -> list[str]:
+        """Measure and record; return why measurements were invalid."""
+        objections = []
+        with ExitStack() as stack:
+            started = [(subject, *self._start(subject, stack)) for subject in batch]
+            starts = [engine.wait_ready(self._config.serving.start_seconds) for _, engine, _ in started]
+            for (subject, engine, memory), seconds in zip(started, starts, strict=True):
+                try:
+                    self._measure(subject, engine, memory, seconds)
+                except EvaluationInvalid as error:
+                    objections.append(f"{subject.name}: {error}")
+        return objections
+
+    def _start(self, subject: Subject, stack: ExitStack) -> tuple[Engine, PeakMemory]:
+        verify_manifest(subject.path, subject.digest)
+        launch = Launch(
+            model=subject.path,
+            names=(self._config.serving.name,),
+            serving=self._config.serving,
+            images=self._config.images,
+            hardware=self._config.hardware,
+            program=self._program,
+        )
+        started = stack.enter_context(engine(launch, self._folder / subject.name / "engine.log"))
+        return started, stack.enter_context(PeakMemory(started.pid))
+
+    def _measure(self, subject: Subject, engine: Engine, memory: PeakMemory, start_seconds: float) -> None:
+        settings, folder, key = self._config.evaluate, self._folder / subject.name, self._key(subject)
+        with counting(f"asking {subject.name}", len(self._questions)) as tick:
+            measured = measure(
+                engine.url,
+                self._config.serving.name,
+                self._questions,
+                max_tokens=settings.max_new_tokens,
+                concurrency=settings.concurrency,
+                tick=tick,
+            )
+        evaluation = Evaluation(
+            subject=subject.name,
+            model_digest=subject.digest,
+            scheme=subject.scheme,
+            answers=folder / ANSWERS,
+            scores=scores(measured.answers),
+            start_seconds=start_seconds,
+            answer_seconds=measured.seconds,
+            requests_per_minute=60 * len(measured.answers) / measured.seconds,
+            latency_p50_ms=latency_ms(measured.answers, 50),
+            latency_p99_ms=latency_ms(measured.answers, 99),
+            peak_gib=memory.gib,
+        )
+        write_record(folder, key, evaluation, measured.answers)
+        remember(self._cache, folder, key)
+
+    def _golden(self, done: dict[str, Evaluation]) -> Path:
+        base = {answer.item: answer.text for answer in read_answers(done["base"])}
+        answers = choose(read_answers(done["candidate"]), base, self._config.evaluate.golden_items)
+        return write_golden(self._folder / "golden", answers, self._questions, self._config.evaluate.max_new_tokens)
+
+
+def _same_prompt(config: Config, wanted: Sequence[Subject]) -> str:
+    tokens = config.evaluate.max_new_tokens
+    prompts = {subject.name: prompt_digest(subject.path, config.images, tokens) for subject in wanted}
+    if len(set(prompts.values())) != 1:
+        raise BadInput(f"chat templates differ, so answers cannot be compared: {prompts}; export the model again")
+    return prompts["candidate"]

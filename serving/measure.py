@@ -1,0 +1,123 @@
+"""One served model, asked every question. Either all of it is valid, or nothing of it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipelines.artifacts import Answer, Score
+from pipelines.errors import EvaluationInvalid, VlmopsError
+from pipelines.statistics import wilson
+from serving.client import Client, Metrics, metrics
+from serving.questions import Question
+
+log = logging.getLogger(__name__)
+COMPLETE = frozenset({"stop", "length"})
+"""The finish reasons of an answer that the model itself ended."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every question answered by one engine."""
+
+    answers: tuple[Answer, ...]
+    """In the order of the questions."""
+
+    seconds: float
+    """For all of them."""
+
+
+def measure(
+    url: str, name: str, questions: Sequence[Question], *, max_tokens: int, concurrency: int, tick: Callable[[], None]
+) -> Measurement:
+    """Ask every question once.
+
+    Args:
+        tick: Called after each answer.
+
+    Raises:
+        EvaluationInvalid: A question was not answered, an answer was cut off, or the engine lost requests or changed.
+    """
+    try:
+        before = metrics(url)
+        began = time.monotonic()
+        outcomes = asyncio.run(_ask_all(url, name, questions, max_tokens, concurrency, tick))
+        seconds = time.monotonic() - began
+        after = metrics(url)
+    except VlmopsError as error:
+        raise EvaluationInvalid(f"the engine's counters could not be read: {error}") from None
+    answers = tuple(outcome for outcome in outcomes if isinstance(outcome, Answer))
+    failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    if objections := [*failures[:3], *invalid(questions, answers, before, after)]:
+        raise EvaluationInvalid("; ".join(objections))
+    return Measurement(answers, seconds)
+
+
+async def _ask_all(
+    url: str, name: str, questions: Sequence[Question], max_tokens: int, concurrency: int, tick: Callable[[], None]
+) -> list[Answer | str]:
+    slots = asyncio.Semaphore(concurrency)
+
+    async def answer(question: Question) -> Answer | str:
+        async with slots:
+            try:
+                return await _answer(client, name, question, max_tokens)
+            except VlmopsError as error:
+                return f"{question.item}: {error}"
+            finally:
+                tick()
+
+    async with Client(url) as client:
+        return await asyncio.gather(*map(answer, questions))
+
+
+async def _answer(client: Client, name: str, question: Question, max_tokens: int) -> Answer:
+    reply = await client.ask(name, question.encoded(), max_tokens)
+    return Answer(
+        item=question.item,
+        slice=question.slice,
+        expected=question.expected,
+        text=reply.text,
+        finish_reason=reply.finish_reason,
+        seconds=reply.seconds,
+    )
+
+
+def invalid(questions: Sequence[Question], answers: Sequence[Answer], before: Metrics, after: Metrics) -> list[str]:
+    """Why a measurement says nothing about the model; empty when it is valid."""
+    objections = []
+    if missing := len({q.item for q in questions} - {a.item for a in answers}):
+        objections.append(f"{missing} of {len(questions)} questions have no answer")
+    if cut := [answer.item for answer in answers if answer.finish_reason not in COMPLETE]:
+        objections.append(f"{len(cut)} answers ended otherwise than by stop or length, first {cut[0]}")
+    if lost := after.lost - before.lost:
+        objections.append(f"the engine counted {lost} aborted or failed requests")
+    if before.started != after.started:
+        objections.append("the engine was restarted meanwhile")
+    return objections
+
+
+def scores(answers: Sequence[Answer]) -> dict[str, Score]:
+    """Right answers by slice."""
+    by_slice: defaultdict[str, list[bool]] = defaultdict(list)
+    for answer in answers:
+        by_slice[answer.slice].append(answer.correct)
+    return {name: _score(sum(marks), len(marks)) for name, marks in sorted(by_slice.items())}
+
+
+def _score(correct: int, n: int) -> Score:
+    low, high = wilson(correct, n)
+    return Score(correct=correct, n=n, low=low, high=high)
+
+
+def latency_ms(answers: Sequence[Answer], percentile: int) -> float:
+    """A percentile of the seconds that answers took, in milliseconds."""
+    seconds = [answer.seconds for answer in answers]
+    if len(seconds) == 1:
+        return seconds[0] * 1000
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percentile - 1] * 1000

@@ -1,0 +1,145 @@
+"""One step as an Airflow task: what its exit code becomes, how it is stopped, what a failure leaves behind."""
+
+from __future__ import annotations
+
+from tests import airflow_home  # noqa: F401  # isort: skip  before airflow is imported
+
+import logging
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
+
+from pipelines import operators
+from pipelines.config import Config
+from pipelines.dag_runs import run_root
+from pipelines.errors import BadInput, StepFailed, Unreachable
+from pipelines.operators import StepOperator, bad_input_is_final, leave_reason
+from pipelines.run import Run
+from pipelines.settings import Settings
+from pipelines.steps import DOWNLOAD, FINETUNE, GATE
+from tests import fake_python
+
+
+@pytest.fixture
+def machine(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    python = fake_python.install(tmp_path)
+    monkeypatch.setenv("VLMOPS_ML_PYTHON", python)
+    monkeypatch.setenv("VLMOPS_CORE_PYTHON", python)
+    return settings
+
+
+@pytest.fixture
+def run(machine: Settings, smoke: Config) -> Run:
+    return Run.create(machine.runs / "one", smoke)
+
+
+class Pushed(SimpleNamespace):
+    """A task instance that remembers what was pushed."""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed = {key: value}
+
+
+def test_a_finished_step_returns_its_artifact(run: Run) -> None:
+    facts = StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})
+    assert facts == run.read(DOWNLOAD).model_dump(mode="json")
+
+
+def test_airflow_runs_a_finished_step_again(run: Run) -> None:
+    for _ in range(2):
+        StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})
+    assert len(list(run.root.glob("download.attempt*"))) == 2
+
+
+def test_a_gate_that_refuses_skips_the_rest_and_hands_on_its_reasons(machine: Settings, run: Run) -> None:
+    fake_python.plan(machine.home, gate="fail")
+    for step in GATE.needs[0].needs:
+        for need in (*step.needs, step):
+            StepOperator(step=need, run_dir=str(run.root)).execute({})
+    StepOperator(step=GATE.needs[0], run_dir=str(run.root)).execute({})
+    ti = Pushed()
+    with pytest.raises(DownstreamTasksSkipped):
+        StepOperator(step=GATE, run_dir=str(run.root)).execute({"ti": ti})
+    assert ti.pushed["return_value"]["outcome"] == "fail"
+
+
+def test_bad_input_is_not_tried_again_and_says_why(machine: Settings, run: Run) -> None:
+    fake_python.plan(machine.home, fail={"download": [2]})
+    with pytest.raises(AirflowFailException, match="download: BadInput: told to fail"):
+        StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})
+
+
+@pytest.mark.parametrize("code", [1, 137])
+def test_any_other_failure_is_tried_again(machine: Settings, run: Run, code: int) -> None:
+    fake_python.plan(machine.home, fail={"download": [code, 0]})
+    operator = StepOperator(step=DOWNLOAD, run_dir=str(run.root))
+    with pytest.raises(StepFailed) as failure:
+        operator.execute({})
+    assert not isinstance(failure.value, AirflowFailException)
+    assert operator.execute({})["source"] == "builtin://x"
+
+
+def test_a_killed_task_leaves_no_process_of_its_step(machine: Settings, run: Run) -> None:
+    fake_python.plan(machine.home, sleeps="download")
+    operator = StepOperator(step=DOWNLOAD, run_dir=str(run.root))
+    outcome: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            operator.execute({})
+        except StepFailed as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    sleeping = run.root / "sleeping"
+    while not (sleeping.is_file() and sleeping.read_text()):
+        time.sleep(0.05)
+    operator.on_kill()
+    thread.join(10)
+    assert outcome
+    assert not psutil.pid_exists(int(sleeping.read_text()))
+
+
+def test_only_gpu_steps_take_the_pool_and_the_queue(tmp_path: Path) -> None:
+    card, none = (StepOperator(step=step, run_dir=str(tmp_path)) for step in (FINETUNE, DOWNLOAD))
+    assert (card.pool, card.queue) == ("gpu", "gpu")
+    assert (none.pool, none.queue) == ("default_pool", "default")
+
+
+def test_wrong_input_of_a_small_task_is_final() -> None:
+    with pytest.raises(AirflowFailException, match="no such thing"), bad_input_is_final():
+        raise BadInput("no such thing")
+
+
+def test_a_failure_leaves_its_reason_in_the_log_and_in_mlflow(
+    machine: Settings, smoke: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noted: list[tuple[str, str, str]] = []
+    note = lambda run, step, why, _: noted.append((run.name, step, why))  # noqa: E731
+    monkeypatch.setattr(operators.tracking, "note_failure", note)
+    run = Run.create(run_root("retrain", "r1", machine), smoke)
+    run.folder(DOWNLOAD).mkdir()
+    run.write_failure(DOWNLOAD, BadInput("a pickle"))
+    leave_reason({"ti": SimpleNamespace(task_id="download", dag_id="retrain", run_id="r1"), "exception": BadInput("x")})
+    assert noted == [("retrain-r1", "download", "BadInput: a pickle")]
+    assert "download of r1 failed" in caplog.text
+
+
+def test_a_failure_is_logged_when_mlflow_is_away(
+    machine: Settings, smoke: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object) -> None:
+        raise Unreachable("MLflow", "http://127.0.0.1:1", "refused")
+
+    monkeypatch.setattr(operators.tracking, "note_failure", away)
+    Run.create(run_root("retrain", "r1", machine), smoke)
+    with caplog.at_level(logging.WARNING):
+        leave_reason({"ti": SimpleNamespace(task_id="download", dag_id="retrain", run_id="r1"), "exception": None})
+    assert "not in MLflow: MLflow at http://127.0.0.1:1" in caplog.text

@@ -1,0 +1,131 @@
+"""Models of the engine double, a registry that records, a real Caddy, and ports of our own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.config import Config, Hardware, Images, Serving
+from pipelines.errors import MachineUnfit
+from pipelines.manifest import write_manifest
+from pipelines.processes import require_free_port, running, wait_until
+from pipelines.settings import Settings
+from serving import front
+from serving.engine import find
+from serving.served import Served, engines
+from tests.serving.registry_double import RecordingRegistry
+
+DOUBLE = (sys.executable, str(Path(__file__).with_name("engine_double.py")))
+"""The program that is started in place of vLLM."""
+
+QUESTIONS = tuple(f"question {number}" for number in range(6))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes versions of a model that the double serves."""
+
+    folder: Path
+    serving: Serving
+
+    def __call__(self, version: int, fault: str = "", *, golden_fault: bool = False, **behaviour: object) -> Served:
+        """A version whose answers end in its number.
+
+        Args:
+            golden_fault: Record golden answers that the model does not give.
+        """
+        model = self.folder / f"model-{version}"
+        model.mkdir(parents=True)
+        answers = dict.fromkeys(QUESTIONS, f"answer of v{version}")
+        (model / "double.json").write_text(json.dumps({"answers": answers, "fault": fault, **behaviour}))
+        (model / "chat_template.jinja").write_text("{{ messages }}")
+        golden = self.folder / f"golden-{version}" / "golden.jsonl"
+        golden.parent.mkdir()
+        golden.write_text("".join(map(_golden, QUESTIONS, ["other" if golden_fault else a for a in answers.values()])))
+        return Served(
+            version=version,
+            digest=write_manifest(model),
+            model=model,
+            golden=golden,
+            serving=self.serving,
+            images=Images(),
+            hardware=Hardware(name="test", device="cpu", memory_gib=1),
+        )
+
+
+def _golden(question: str, answer: str) -> str:
+    messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+    return json.dumps({"item": question, "messages": messages, "max_tokens": 8, "answer": answer}) + "\n"
+
+
+@pytest.fixture
+def serving(smoke: Config) -> Serving:
+    """Deadlines that a double can keep."""
+    return smoke.serving.model_copy(update={"start_seconds": 10.0, "drain_seconds": 3.0, "hold_seconds": 20.0})
+
+
+@pytest.fixture
+def make(tmp_path: Path, serving: Serving) -> Maker:
+    """Makes versions."""
+    return Maker(tmp_path / "versions", serving)
+
+
+@pytest.fixture
+def machine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings with free ports; no engine in service survives the test."""
+    for name in ("FRONT", "ENGINE", "READY", "ADMIN"):
+        monkeypatch.setenv(f"VLMOPS_{name}_PORT", str(_quiet_port()))
+    ours = Settings()
+    yield ours
+    for leader in find(engines(ours)):
+        os.killpg(leader, 9)
+
+
+def _quiet_port() -> int:
+    """A free port that the system gives to no outgoing connection: an engine must get it back after a pause."""
+    while True:
+        port = random.randrange(12_000, 30_000)
+        with suppress(MachineUnfit):
+            require_free_port(port, "a test")
+            return port
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> RecordingRegistry:
+    """A registry in a file."""
+    return RecordingRegistry(tmp_path / "registry.json")
+
+
+@pytest.fixture
+def start_front(machine: Settings, tmp_path: Path) -> Iterator[Callable[[float], None]]:
+    """Starts a real Caddy that holds for the given seconds."""
+    started = []
+
+    def start(hold_seconds: float) -> None:
+        front.prepare(machine, hold_seconds)
+        caddy = running(front.command(machine), tmp_path / "caddy.log", front.environment(machine))
+        caddy.__enter__()
+        started.append(caddy)
+        wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
+
+    yield start
+    for caddy in started:
+        caddy.__exit__(None, None, None)
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Every process that the test started has ended."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    yield
+    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert [p.cmdline() for p in left if p.status() != psutil.STATUS_ZOMBIE] == []

@@ -1,0 +1,181 @@
+"""Stands in for vLLM: the same arguments, endpoints, metric names and response fields, without a model.
+
+What it does is in `double.json` of the model's folder:
+
+    answers     text by question; others are answered `unknown`
+    fault       never (does not listen), dies (at start), garbage, empty, abort, slow, and by the number of the request:
+                drop (closes the connection), error (500), counted (an abort that only the metrics show), exits
+    seconds     an answer takes; 0.02 unless told
+    start       seconds before it listens
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+FAULTY_REQUEST = 5
+
+
+@dataclass
+class State:
+    """What the double is and counts."""
+
+    names: list[str]
+    answers: dict[str, str]
+    fault: str
+    seconds: float
+    started: float = field(default_factory=time.time)
+    running: int = 0
+    asked: int = 0
+    aborted: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The endpoints."""
+
+    protocol_version = "HTTP/1.1"
+    state: ClassVar[State]
+
+    def do_GET(self) -> None:
+        """Health, models, metrics."""
+        if self.path == "/health":
+            self._send(200, b"")
+        elif self.path == "/v1/models":
+            self._json({"object": "list", "data": [{"id": name, "object": "model"} for name in self.state.names]})
+        elif self.path == "/metrics":
+            self._send(200, metrics(self.state).encode(), "text/plain")
+        else:
+            self._json({"detail": "Not Found"}, 404)
+
+    def do_POST(self) -> None:
+        """Chat."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.state.lock:
+            self.state.asked += 1
+            self.state.running += 1
+            number = self.state.asked
+        try:
+            self._chat(body, number)
+        finally:
+            with self.state.lock:
+                self.state.running -= 1
+
+    def _chat(self, body: dict[str, Any], number: int) -> None:
+        if body["model"] not in self.state.names:
+            self._json({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
+            return
+        time.sleep(self.state.seconds)
+        fault = self.state.fault
+        if number == FAULTY_REQUEST and fault in {"drop", "error", "counted", "exits"}:
+            if fault == "exits":
+                os._exit(1)
+            if fault == "drop":
+                self.close_connection = True
+                return
+            if fault == "error":
+                self._json({"error": {"message": "internal"}}, 500)
+                return
+            self.state.aborted += 1
+        self._answer(body, fault)
+
+    def _answer(self, body: dict[str, Any], fault: str) -> None:
+        text = {"garbage": "!!!!", "empty": "", "abort": ""}.get(fault, self._text(body))
+        reason = "abort" if fault == "abort" else "stop"
+        if body.get("stream"):
+            self._stream(text, reason)
+            return
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+        self._json({"object": "chat.completion", "model": self.state.names[0], "choices": [choice]})
+
+    def _text(self, body: dict[str, Any]) -> str:
+        parts = body["messages"][-1]["content"]
+        question = "".join(part["text"] for part in parts if part["type"] == "text")
+        return self.state.answers.get(question, "unknown")
+
+    def _stream(self, text: str, reason: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in text.split():
+            self._event(json.dumps({"choices": [{"delta": {"content": piece}, "finish_reason": None}]}))
+            time.sleep(self.state.seconds)
+        self._event(json.dumps({"choices": [{"delta": {}, "finish_reason": reason}]}))
+        self._event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _event(self, data: str) -> None:
+        line = f"data: {data}\n\n".encode()
+        self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), "application/json")
+
+    def _send(self, status: int, body: bytes, kind: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is the base class's
+        """Say nothing."""
+
+
+def metrics(state: State) -> str:
+    """The metrics that we read, in vLLM's names."""
+    labels = f'engine="0",model_name="{state.names[0]}"'
+    finished = {"stop": state.asked, "length": 0, "abort": state.aborted, "error": 0, "repetition": 0}
+    lines = [
+        "# TYPE process_start_time_seconds gauge",
+        f"process_start_time_seconds {state.started}",
+        "# TYPE vllm:num_requests_running gauge",
+        f"vllm:num_requests_running{{{labels}}} {state.running}",
+        "# TYPE vllm:num_requests_waiting gauge",
+        f"vllm:num_requests_waiting{{{labels}}} 0",
+        "# TYPE vllm:request_success_total counter",
+        *(f'vllm:request_success_total{{{labels},finished_reason="{k}"}} {n}' for k, n in finished.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Server(ThreadingHTTPServer):
+    """Takes a burst of connections, as vLLM does."""
+
+    request_queue_size = 256
+
+
+def main() -> None:
+    """Serve until stopped."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--served-model-name", nargs="+")
+    args, _ = parser.parse_known_args()
+    spec = json.loads((args.model / "double.json").read_text())
+    fault = spec.get("fault", "")
+    if fault == "dies":
+        sys.exit("RuntimeError: Engine core initialization failed")
+    time.sleep(3600 if fault == "never" else spec.get("start", 0))
+    # As vLLM's engine core: a process of its own that nothing but the process group ties to its parent.
+    core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    signal.signal(signal.SIGTERM, lambda *_: (core.kill(), os._exit(0)))
+    Handler.state = State(args.served_model_name, spec["answers"], fault, spec.get("seconds", 0.02))
+    Server((args.host, args.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

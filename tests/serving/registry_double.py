@@ -1,0 +1,50 @@
+"""A registry in a file, so that a promoter in another process changes the same one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipelines.errors import Unreachable
+
+
+class RecordingRegistry:
+    """Aliases, and which versions failed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.reachable = True
+
+    def aliases(self) -> dict[str, int]:
+        """Every alias and its version."""
+        return self._read()["aliases"]
+
+    def confirm(self, version: int) -> None:
+        """A version serves."""
+        content = self._read()
+        champion = content["aliases"].get("champion")
+        if champion != version:
+            moved = {"champion": version} if champion is None else {"champion": version, "previous": champion}
+            content["aliases"].update(moved)
+        self._path.write_text(json.dumps(content))
+
+    def mark_failed(self, version: int, reason: str) -> None:
+        """A version could not serve."""
+        content = self._read()
+        content["failed"][str(version)] = reason
+        self._path.write_text(json.dumps(content))
+
+    @property
+    def champion(self) -> int | None:
+        """What the alias says that serves."""
+        return self.aliases().get("champion")
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Reasons by version."""
+        return self._read()["failed"]
+
+    def _read(self) -> dict[str, dict]:
+        if not self.reachable:
+            raise Unreachable("MLflow", "http://127.0.0.1:1", "refused")
+        return json.loads(self._path.read_text()) if self._path.exists() else {"aliases": {}, "failed": {}}

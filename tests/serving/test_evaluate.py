@@ -1,0 +1,235 @@
+"""Evaluation: valid as a whole or not kept, resumed subject by subject, with golden answers that tell models apart."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, QuantizedModel
+from pipelines.config import Config
+from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid
+from pipelines.manifest import ManifestMismatch, manifest_digest
+from serving import evaluate as evaluation
+from serving.evaluate import Bench, subjects
+from serving.golden import choose, read_golden
+from serving.records import read_answers
+from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
+
+Evaluate = Callable[..., EvalReport]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Dataset:
+    """Six questions about one picture, three right for v1 and three for v2."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "x.png").write_bytes(b"png")
+    with (folder / "test.jsonl").open("w") as file:
+        for number, question in enumerate(QUESTIONS):
+            content = [{"type": "image", "image": "images/x.png"}, {"type": "text", "text": question}]
+            answer = [{"type": "text", "text": f"answer of v{1 + number % 2}"}]
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"id": f"q{number}", "slice": f"s{number % 2}", "messages": messages}) + "\n")
+    return Dataset(
+        path=folder, digest="d", test_digest="t", rows={}, slices={}, rejects=(), tokens=(), visual_share=0.1
+    )
+
+
+@pytest.fixture
+def evaluate(smoke: Config, make: Maker, data: Dataset, tmp_path: Path) -> Evaluate:
+    """Measures v1 as the base and v2 as the candidate; both are made on first use."""
+
+    def run(fault: str = "", *, cache: str = "cache", folder: str = "run", **behaviour: object) -> EvalReport:
+        base, candidate = make.folder / "model-1", make.folder / "model-2"
+        if not base.exists():
+            make(1)
+            make(2, fault, **behaviour)
+        settings = smoke.evaluate.model_copy(update={"golden_items": 4, "concurrency": 3})
+        config = smoke.model_copy(update={"serving": make.serving, "evaluate": settings})
+        wanted = subjects(_base(base), _quantized(candidate))
+        return Bench(config, tmp_path / folder, tmp_path / cache, data, wanted, DOUBLE).report()
+
+    return run
+
+
+def _base(path: Path) -> BaseSnapshot:
+    return BaseSnapshot(path=path, source="x", revision="0" * 40, digest=manifest_digest(path), architecture="x")
+
+
+def _quantized(path: Path) -> QuantizedModel:
+    return QuantizedModel(
+        path=path,
+        digest=manifest_digest(path),
+        scheme="int8_w8a8",
+        size_bytes=1,
+        base_digest="b",
+        adapter_digest="a",
+        merged_path=None,
+        merged_digest=None,
+        merged_bytes=None,
+        quantized_tensors=1,
+        relative_error=0.1,
+        delta_norm=1.0,
+    )
+
+
+def _starts(folder: Path) -> dict[str, int]:
+    """How often each subject's engine was started: it writes its model's folder to its log."""
+    return {path.parent.name: 1 for path in folder.glob("*/engine.log")}
+
+
+def test_report(evaluate: Evaluate, no_process_left: None) -> None:
+    report = evaluate()
+    base, candidate = report.evaluations
+    assert (base.subject, candidate.subject) == ("base", "candidate")
+    assert (candidate.scores["s1"].correct, candidate.scores["s1"].n) == (3, 3)
+    assert candidate.scores["s0"].correct == 0
+    assert candidate.scores["s1"].low < 1 == candidate.scores["s1"].high
+    assert [answer.item for answer in read_answers(candidate)] == [f"q{number}" for number in range(6)]
+    assert candidate.peak_gib > 0
+    assert 0 < candidate.latency_p50_ms <= candidate.latency_p99_ms
+
+
+def test_golden_answers_are_self_contained(evaluate: Evaluate) -> None:
+    golden = evaluate().golden
+    items = read_golden(golden)
+    assert len(items) == 4
+    assert {item.answer for item in items} == {"answer of v2"}
+    [image] = {part["image"] for item in items for part in item.messages[0]["content"] if part["type"] == "image"}
+    assert (golden.parent / image).read_bytes() == b"png"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("drop", "1 of 6 questions have no answer"),
+        ("error", "answered 500"),
+        ("abort", "ended otherwise than by stop or length"),
+        ("counted", "the engine counted 1 aborted"),
+        ("exits", "could not be read"),
+    ],
+)
+def test_lost_requests_make_it_invalid(
+    fault: str, why: str, evaluate: Evaluate, tmp_path: Path, no_process_left: None
+) -> None:
+    with pytest.raises(EvaluationInvalid, match=f"2 attempts(.|\n)*candidate(.|\n)*{why}"):
+        evaluate(fault)
+    assert not (tmp_path / "run" / "candidate" / "record.json").exists()
+    assert not (tmp_path / "run" / "candidate" / "answers.jsonl").exists()
+    assert (tmp_path / "run" / "base" / "record.json").exists()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_restarted_engine_makes_it_invalid(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import measure
+    from serving.client import Metrics
+
+    starts = iter(range(100))
+    monkeypatch.setattr(measure, "metrics", lambda _: Metrics(running=0, waiting=0, lost=0, started=next(starts)))
+    with pytest.raises(EvaluationInvalid, match="was restarted"):
+        evaluate()
+
+
+def test_an_engine_that_does_not_start(evaluate: Evaluate, no_process_left: None) -> None:
+    with pytest.raises(EngineFailed, match="died(.|\n)*initialization failed"):
+        evaluate("dies")
+
+
+def test_a_changed_model_is_not_measured(evaluate: Evaluate, make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_same_prompt", lambda *_: _tamper(make))
+    with pytest.raises(ManifestMismatch):
+        evaluate()
+
+
+def _tamper(make: Maker) -> str:
+    (make.folder / "model-2" / "extra").write_text("x")
+    return "prompt"
+
+
+def test_two_chat_templates_cannot_be_compared(evaluate: Evaluate, make: Maker) -> None:
+    make(1)
+    (make(2).model / "chat_template.jinja").write_text("other")
+    with pytest.raises(BadInput, match="chat templates differ"):
+        evaluate()
+
+
+def test_finished_subjects_are_not_measured_again(evaluate: Evaluate, tmp_path: Path) -> None:
+    first = evaluate()
+    for log in (tmp_path / "run").glob("*/engine.log"):
+        log.unlink()
+    assert evaluate() == first
+    assert _starts(tmp_path / "run") == {}
+
+
+def test_a_changed_candidate_is_measured_again_and_the_base_is_not(evaluate: Evaluate, make: Maker) -> None:
+    from pipelines.manifest import write_manifest
+
+    first = evaluate()
+    (make.folder / "model-2" / "more").write_text("x")
+    write_manifest(make.folder / "model-2")
+    second = evaluate()
+    assert second.evaluations[0] == first.evaluations[0]
+    assert second.evaluations[1].model_digest != first.evaluations[1].model_digest
+
+
+def test_the_cache_serves_another_run(evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = evaluate()
+    caplog.set_level("INFO")
+    second = evaluate(folder="other")
+    assert _starts(tmp_path / "other") == {}
+    assert second.evaluations[1].scores == first.evaluations[1].scores
+    assert second.evaluations[1].answers == tmp_path / "other" / "candidate" / "answers.jsonl"
+    assert "measured before on this machine" in caplog.text
+
+
+def test_damaged_answers_are_not_taken_for_whole(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate()
+    for folder in (tmp_path / "run" / "base", *(tmp_path / "cache").iterdir()):
+        (folder / "answers.jsonl").write_text("")
+    (tmp_path / "run" / "base" / "engine.log").unlink()
+    report = evaluate()
+    assert _starts(tmp_path / "run") == {"base": 1, "candidate": 1}
+    assert len(read_answers(report.evaluations[0])) == 6
+
+
+def _evaluate_and_die(evaluate: Evaluate) -> None:
+    finish = Bench._measure
+
+    def measure_and_die(bench: Bench, subject: evaluation.Subject, *rest: object) -> None:
+        if subject.name == "candidate":
+            os.kill(os.getpid(), signal.SIGKILL)
+        finish(bench, subject, *rest)
+
+    Bench._measure = measure_and_die
+    evaluate()
+
+
+def test_killed_in_the_middle_it_takes_up_the_missing_subject(
+    evaluate: Evaluate, make: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(1), make(2)
+    killed = multiprocessing.get_context("fork").Process(target=_evaluate_and_die, args=(evaluate,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert (tmp_path / "run" / "base" / "record.json").exists()
+    assert not (tmp_path / "run" / "candidate" / "record.json").exists()
+    caplog.set_level("INFO")
+    assert len(evaluate().evaluations) == 2
+    assert "base was already measured" in caplog.text
+
+
+def test_golden_prefers_what_the_base_answers_otherwise(evaluate: Evaluate) -> None:
+    report = evaluate()
+    answers = read_answers(report.evaluations[1])
+    base = {answer.item: answer.text for answer in answers} | {"q4": "other"}
+    chosen = choose(answers, base, 4)
+    assert [answer.item for answer in chosen][0] == "q4"
+    assert len(chosen) == 4
+    assert choose(answers, {}, 20) == list(answers)
