@@ -122,12 +122,13 @@ class Airflow:
         reply = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": "100"})
         return [_task_state(task) for task in reply["task_instances"]]
 
-    def asset_events(self, asset: str) -> list[dict[str, Any]]:
-        """The events of an Asset, the oldest first."""
-        found = self._call("GET", "/api/v2/assets", params={"name_pattern": asset})["assets"]
-        number = next(str(each["id"]) for each in found if each["name"] == asset)
-        query = {"asset_id": number, "order_by": "timestamp"}
-        events: list[dict[str, Any]] = self._call("GET", "/api/v2/assets/events", params=query)["asset_events"]
+    def upstream_events(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The Asset events that started a Dag run.
+
+        Not by /assets/events: that answers 500 while any run that an event has started is still queued (3.3.2).
+        """
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/upstreamAssetEvents"
+        events: list[dict[str, Any]] = self._call("GET", path)["asset_events"]
         return events
 
     def pending_reviews(self) -> list[Review]:
@@ -189,13 +190,23 @@ class Airflow:
             who = {"username": self._user, "password": self._password}
             token = self._call("POST", "/auth/token", who, login=False)["access_token"]
             self._http.headers["Authorization"] = f"Bearer {token}"
-        try:
-            reply = self._http.request(method, path, json=body, params=params)
-        except httpx.TransportError as error:
-            raise Unreachable("Airflow", self.url, error) from error
+        reply = self._send(method, path, body, params)
         if reply.is_error:
             raise AirflowRefused(f"{method} {path} as {self._user}: {reply.status_code} {reply.text[:300]}")
         return reply.json()
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, object] | None, params: Mapping[str, str] | None
+    ) -> httpx.Response:
+        """Send a request; a question is asked again over a new connection if the server closed the old one under it."""
+        tries = 2 if method == "GET" else 1
+        while True:
+            tries -= 1
+            try:
+                return self._http.request(method, path, json=body, params=params)
+            except httpx.TransportError as error:
+                if tries == 0:
+                    raise Unreachable("Airflow", self.url, error) from error
 
 
 def wait_for(look: Callable[[], T | None], seconds: float, what: str, interval: float = 0.3) -> T:

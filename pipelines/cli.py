@@ -18,6 +18,7 @@ from pipelines.config import Config, load_config
 from pipelines.doctor import examine, require_fit
 from pipelines.errors import DONE, VlmopsError
 from pipelines.launch import environment, run_step
+from pipelines.processes import end_cleanly_on_sigterm
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.status import show_run, show_runs
@@ -40,6 +41,7 @@ exit codes: 0 done, 1 failure, 2 bad input, 3 the gate said no
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
+    end_cleanly_on_sigterm()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

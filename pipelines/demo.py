@@ -28,7 +28,7 @@ from pipelines.run import Run
 from pipelines.screen import Screen
 from pipelines.settings import ROOT, Settings
 from pipelines.stack import Stack, addresses, stay
-from pipelines.steps import GATE, PREPARE, PROMOTE, REGISTER
+from pipelines.steps import GATE, PREPARE, PROMOTE, REGISTER, STEPS
 
 CONFIG = "configs/smoke.yaml"
 DAG_SECONDS = 1800
@@ -179,7 +179,8 @@ class Story:
             state = wait_for(lambda: self._look(dag_id, run_id), DAG_SECONDS, f"{dag_id} to end", interval=0.5)
         if state != "success":
             logs = self._settings.state / "airflow" / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
-            raise DemoFailed(f"{dag_id} failed; the logs of its tasks are in {logs}")
+            why = _failures(Run(run_root(dag_id, run_id, self._settings)))
+            raise DemoFailed(f"{dag_id} failed{why}; the logs of its tasks are in {logs}")
 
     def _look(self, dag_id: str, run_id: str) -> str | None:
         self._stack.check()
@@ -197,6 +198,11 @@ class Story:
         if asked.returncode != DONE:
             raise DemoFailed(f"the served model does not answer: {asked.stderr.strip()}")
         return asked.stdout.strip()
+
+
+def _failures(run: Run) -> str:
+    found = ((step.name, run.failure(step)) for step in STEPS.values())
+    return "".join(f": {name}: {failure.error}: {failure.message}" for name, failure in found if failure)
 
 
 def held_out(run: Run) -> Scan:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines import tracking
 from pipelines.errors import DONE, REJECTED, VlmopsError
+from pipelines.processes import end_cleanly_on_sigterm
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step, T
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for each of a thousand questions
+    end_cleanly_on_sigterm()
     return attempt(args.run, STEPS[args.step], again=args.again)
 
 

@@ -23,10 +23,17 @@ def command(step: Step[Any], run: Path, settings: Settings, *, again: bool = Fal
 
 def environment(settings: Settings) -> dict[str, str]:
     """The environment of a step's process: ours, with the machine's facts spelled out."""
-    facts = {f"VLMOPS_{key.upper()}": str(value) for key, value in settings.model_dump().items() if value is not None}
-    return {**os.environ, **facts}
+    facts = {f"VLMOPS_{key.upper()}": value for key, value in settings.model_dump().items()}
+    inherited = {key: value for key, value in os.environ.items() if key not in facts}  # an unset fact stays unset
+    return inherited | {key: str(value) for key, value in facts.items() if value is not None}
 
 
 def run_step(step: Step[Any], run: Path, settings: Settings) -> int:
-    """Run one step in its environment, its output shown, and return its exit code."""
-    return subprocess.run(command(step, run, settings), env=environment(settings), check=False).returncode
+    """Run one step in its environment, its output shown, and return its exit code; the step ends if we are ended."""
+    process = subprocess.Popen(command(step, run, settings), env=environment(settings))
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()  # the step stops what it started itself
+            process.wait()

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
 from pipelines import processes, tracking
 from pipelines.dag_runs import run_root
-from pipelines.errors import BAD_INPUT, DONE, REJECTED, BadInput, StepFailed, Unreachable
+from pipelines.errors import BAD_INPUT, DONE, FAILED, REJECTED, BadInput, PromotionFailed, StepFailed, Unreachable
 from pipelines.launch import command, environment
 from pipelines.run import Run
 from pipelines.settings import Settings
@@ -47,14 +47,15 @@ class StepOperator(BaseOperator):
         self.step = step
         self.run_dir = run_dir
         self._process: subprocess.Popen[str] | None = None
+        self._killed = False  # the exit code does not say so: whoever stops a process also takes its code
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step; a second attempt runs it again, and it resumes from its own checkpoints."""
         run = Run.open(Path(self.run_dir))
         code = self._run(run)
-        if code == BAD_INPUT:
+        if code == BAD_INPUT or (code == FAILED and _undone(run, self.step)):
             raise AirflowFailException(f"{self.step.name}: {_reason(run, self.step)}")
-        if code not in (DONE, REJECTED):
+        if self._killed or code not in (DONE, REJECTED):
             raise StepFailed(self.step.name, code)
         facts: dict[str, Any] = run.read(self.step).model_dump(mode="json")
         if code == REJECTED:
@@ -67,6 +68,7 @@ class StepOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """End the step's whole process group."""
+        self._killed = True
         if self._process is not None:
             processes.stop(self._process.pid, grace_seconds=KILL_GRACE_SECONDS)
 
@@ -120,6 +122,12 @@ TASK_DEFAULTS: Mapping[str, Any] = {
     "on_failure_callback": [leave_reason],
 }
 """What every task of every Dag has."""
+
+
+def _undone(run: Run, step: Step[Any]) -> bool:
+    """Whether a promotion was tried and undone: another try would only hold requests once more."""
+    failure = run.failure(step)
+    return failure is not None and failure.error == PromotionFailed.__name__
 
 
 def _reason(run: Run, step: Step[Any]) -> str:

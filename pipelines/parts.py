@@ -19,7 +19,7 @@ class Parts:
     """Named processes, each the leader of its own group, each with a log.
 
     Args:
-        logs: Folder of the logs; those of an earlier start are replaced.
+        logs: Folder of the logs; those of the start before are kept as `.previous.log`.
         environment: Added to this process's environment.
     """
 
@@ -31,7 +31,8 @@ class Parts:
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a part that is to run until it is stopped."""
         log = self._log(name)
-        log.unlink(missing_ok=True)
+        if log.is_file():
+            log.replace(log.with_suffix(".previous.log"))
         self._running[name] = processes.start(command, log, self._environment)
 
     def run(self, name: str, command: Sequence[str], seconds: float) -> None:

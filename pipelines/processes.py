@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -34,11 +37,14 @@ def require_free_port(port: int, purpose: str) -> None:
             raise MachineUnfit(f"port {port} ({purpose}) is taken; stop what listens there or choose another") from None
 
 
-def start(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, *, outlives_us: bool = True
+) -> subprocess.Popen[bytes]:
     """Start a command as the leader of its own process group, its output appended to `log`.
 
     Args:
         env: Added to this process's environment.
+        outlives_us: False: it gets SIGTERM when this process ends in any way, also by SIGKILL.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -49,6 +55,7 @@ def start(command: Sequence[str], log: Path, env: Mapping[str, str] | None = Non
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
             start_new_session=True,
+            preexec_fn=None if outlives_us else _end_with_parent,  # noqa: PLW1509  one system call, no lock
         )
 
 
@@ -68,12 +75,29 @@ def stop(pid: int, grace_seconds: float = 20) -> None:
         os.killpg(pid, signal.SIGKILL)  # whoever was started by a member that was gone before we looked
 
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_cleanly_on_sigterm() -> None:
+    """Turn SIGTERM into an exception, so that whatever a block started is stopped on the way out."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  what a handler is given
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 @contextmanager
 def running(
     command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A started command, stopped on leaving the block."""
-    process = start(command, log, env)
+    process = start(command, log, env, outlives_us=False)
     try:
         yield process
     finally:

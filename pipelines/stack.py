@@ -27,9 +27,9 @@ from pipelines.airflow_api import Airflow
 from pipelines.components import ADMIN, Ports
 from pipelines.errors import DONE, Unreachable
 from pipelines.launch import environment
-from pipelines.parts import Parts
+from pipelines.parts import PartFailed, Parts
 from pipelines.processes import free_port, require_free_port
-from pipelines.settings import Settings
+from pipelines.settings import ROOT, Settings
 from pipelines.stack_state import StackState
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ START_SECONDS = 300
 STOP_SECONDS = 6
 """Grace of a part before it is killed; Airflow's scheduler would wait for its running tasks without end."""
 
-DAGS = frozenset({"retrain", "review", "redeploy"})
 HEALTHY = dict.fromkeys(("metadatabase", "scheduler", "triggerer", "dag_processor"), "healthy")
 
 
@@ -124,7 +123,7 @@ class Stack:
         with self.login(ADMIN) as airflow:
             self._parts.wait(lambda: _healthy(airflow), START_SECONDS, "Airflow to be healthy")
             airflow.ensure_pool("gpu", slots=1, description="One card: one step at a time.")
-            self._parts.wait(lambda: airflow.dags() >= DAGS, START_SECONDS, "the Dags to be loaded")
+            self._parts.wait(lambda: dags_loaded(airflow), START_SECONDS, "the Dags to be loaded")
         self._parts.wait(lambda: mlflow_server.answers(self.mlflow_url), START_SECONDS, "MLflow to answer")
         self._parts.wait(lambda: _listens(self.settings.front_port), START_SECONDS, "the serving front to listen")
 
@@ -177,6 +176,13 @@ def _healthy(airflow: Airflow) -> bool:
         return HEALTHY.items() <= airflow.health().items()
     except Unreachable:
         return False
+
+
+def dags_loaded(airflow: Airflow) -> bool:
+    """Whether every Dag file is loaded: each is named for its Dag."""
+    if errors := airflow.import_errors():
+        raise PartFailed(f"{len(errors)} Dag files cannot be loaded, the first because:\n{errors[0]}")
+    return airflow.dags() >= {path.stem for path in (ROOT / "dags").glob("*.py")}
 
 
 def _listens(port: int) -> bool:

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipelines.errors import EngineFailed, Unreachable
 
 ENGINE = "the engine"
-QUICK = 5.0
-"""Seconds for calls that compute nothing."""
+QUICK = 30.0
+"""Seconds for a connection, and for calls that compute nothing: ample, an overloaded machine must lose no request."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Client:
     def __init__(self, url: str, *, key: str | None = None, timeout_seconds: float = 600) -> None:
         self.url = url
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # A server closes idle connections after 5 s: one that is used again just then would lose its request.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(
             base_url=url,
             headers=headers,

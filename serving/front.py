@@ -66,6 +66,10 @@ CADDYFILE = """\
 			health_interval 200ms
 			health_timeout 1s
 			flush_interval -1
+			# vLLM closes idle connections after 5 s: a POST that is sent on one just then would be lost.
+			transport http {{
+				keepalive off
+			}}
 		}}
 	}}
 	respond 403

@@ -9,8 +9,8 @@ from serving.deploy_log import Note
 from serving.engine import VLLM, Engine, start_in_service
 from serving.served import Served, running
 
-STOP_SECONDS = 10
-"""For an engine without requests to end by itself."""
+STOP_SECONDS = 2
+"""For an engine to end by itself. It has no requests then, and the end of its processes frees all that it had."""
 
 
 class Restart:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from pipelines import artifacts as a
-from pipelines.errors import DONE, REJECTED, BadInput
+from pipelines.errors import DONE, REJECTED, BadInput, PromotionFailed
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS
@@ -71,7 +71,7 @@ def _step(run: Run, name: str) -> int:
     (run.root / f"{name}.attempt{attempt}").touch()
     if attempt < len(codes) and codes[attempt] != DONE:
         run.folder(step).mkdir(exist_ok=True)
-        run.write_failure(step, BadInput("told to fail"))
+        run.write_failure(step, (PromotionFailed if behaviour.get("undone") else BadInput)("told to fail"))
         return codes[attempt]
     run.folder(step).mkdir(exist_ok=True)
     forgets = run.config.data.replay == 0

@@ -46,7 +46,8 @@ class PackedStack(nn.Module):
         """Pack a stack [experts, out, in] of bf16, fp16 or fp32."""
         super().__init__()
         self.shape = weight.shape
-        packed, state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+        # As one long row: bitsandbytes 0.50 on a CPU unpacks rows that are no multiple of a block with wrong scales.
+        packed, state = bnb.quantize_4bit(weight.flatten(), quant_type="nf4", compress_statistics=True)
         self.blocksize, self.nested_blocksize = state.blocksize, state.state2.blocksize
         self.register_buffer("packed", packed)
         self.register_buffer("absmax", state.absmax)
@@ -61,14 +62,14 @@ class PackedStack(nn.Module):
         )
         state = bnb.QuantState(
             absmax=self.absmax,
-            shape=self.shape,
+            shape=(self.shape.numel(),),
             blocksize=self.blocksize,
             quant_type="nf4",
             dtype=dtype,
             offset=self.offset,
             state2=nested,
         )
-        return bnb.dequantize_4bit(self.packed, state)
+        return bnb.dequantize_4bit(self.packed, state).view(self.shape)
 
     def forward(self, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """Multiply tokens with their experts: `grouped_linear` with a frozen weight."""

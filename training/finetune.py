@@ -43,6 +43,9 @@ def finetune(config: Config, folder: Path, base: BaseSnapshot, data: Dataset) ->
         RunConflict: The checkpoints in the folder belong to another config, data set or base.
     """
     verify_manifest(data.path, data.digest)
+    if config.hardware.device == "cpu":
+        # Small products wait for their slowest thread: with all cores, any other process makes them several times slower.
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     recipe = _recipe(config, base, data)
     checkpoint = checkpoints.newest_whole(folder / "checkpoints", recipe)
     model = load_quantized(base.path, DTYPES[config.train.precision], config.hardware.device)

@@ -29,6 +29,9 @@ MLP = r".*language_model.*\.mlp\.(gate|up|down)_proj"
 PLAIN = ("visual", "lm_head", "mlp.gate.", "embed_tokens")
 """Parts of names that stay in the compute type: vision tower, head, router, embeddings."""
 
+BLOCK = 64
+"""Weights that share a scale in NF4."""
+
 EXPERT_BYTES = 0.6
 """Most that an expert parameter may take. bf16 takes 2; an upstream change that brings it back must not go unseen."""
 
@@ -103,6 +106,11 @@ def prove_quantized(model: PreTrainedModel) -> None:
         plain = isinstance(module, nn.Linear) and not isinstance(module, bitsandbytes.nn.Linear4bit)
         if plain and re.fullmatch(f"({ATTENTION}|{MLP})", name):
             raise TrainingFailed(f"{name}.weight is {module.weight.dtype}, not NF4; it would not fit the card")
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.in_features % BLOCK:
+            raise TrainingFailed(
+                f"{name}: {module.in_features} inputs are no multiple of {BLOCK}, and bitsandbytes 0.50 unpacks such a "
+                f"layer wrongly on a CPU; use a model with other widths"
+            )
     for name, parameter in model.named_parameters():
         if any(part in f"{name}." for part in PLAIN) and not parameter.dtype.is_floating_point:
             raise TrainingFailed(f"{name} is quantised to {parameter.dtype}; it must stay in the compute type")

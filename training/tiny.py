@@ -46,15 +46,16 @@ MODULES: tuple[ModuleType, ...] = (
 )
 """Whose source text, beside this module's, is part of every recipe."""
 
-THREADS = 2
-"""The order of sums depends on it, and with it the last bits of the weights."""
-
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights, together with the source of the modules that it names."""
 
     kind: Literal["moe", "dense"]
+    threads: int = 1
+    """The order of sums depends on it, and with it the last bits of the weights. One, because two are seven times
+    slower as soon as anything else wants the cores."""
+
     seed: int = 0
     steps: int = 500
     batch_size: int = 32
@@ -64,7 +65,7 @@ class Recipe:
     def digest(self) -> str:
         """Names the recipe: its values and the text of the modules that carry it out."""
         sources = [inspect.getsource(module) for module in (*MODULES, inspect.getmodule(Recipe)) if module]
-        return text_digest(repr(self), str(THREADS), *sources)
+        return text_digest(repr(self), *sources)
 
 
 RECIPES = {"tiny-qwen3-vl-moe": Recipe("moe"), "tiny-qwen3-vl": Recipe("dense")}
@@ -92,7 +93,7 @@ def build_base(recipe: Recipe, folder: Path) -> None:
     log.info("building the %s base model: %d steps on synthetic images", recipe.kind, recipe.steps)
     folder.mkdir(parents=True)
     processor = build_processor()
-    with _reproducible(recipe.seed):
+    with _reproducible(recipe.seed, recipe.threads):
         model = build_model(recipe.kind, processor)
         _train(model, processor, recipe)
     _save(model, processor, folder)
@@ -118,15 +119,15 @@ def _whole(folder: Path) -> bool:
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+def _reproducible(seed: int, threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
 
 
 def _train(model: PreTrainedModel, processor: Qwen3VLProcessor, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor
@@ -59,9 +60,14 @@ def build_processor() -> Qwen3VLProcessor:
 def _tokenizer() -> Qwen2Tokenizer:
     """A byte-level BPE in which every word of the built-in tasks is one token and any text can be written."""
     raw = json.loads(_train_bpe().to_str())["model"]
-    merges = [tuple(merge) for merge in raw["merges"]]
-    marks = {"unk_token": None, "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    tokenizer = Qwen2Tokenizer(vocab=raw["vocab"], merges=merges, **marks)
+    options: dict[str, Any] = {
+        "merges": [tuple(merge) for merge in raw["merges"]],
+        "unk_token": None,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    tokenizer = Qwen2Tokenizer(vocab=raw["vocab"], **options)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

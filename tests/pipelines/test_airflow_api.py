@@ -54,6 +54,22 @@ def test_an_airflow_that_is_away_is_named() -> None:
         airflow(away).health()
 
 
+def test_a_question_is_asked_again_when_the_connection_breaks_and_a_request_is_not() -> None:
+    asked: list[str] = []
+
+    def broken(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        if len(asked) == 1 or request.method == "POST":
+            raise httpx.ReadError("reset", request=request)
+        return httpx.Response(200, json={"state": "running"})
+
+    with airflow(broken) as client:
+        assert client.run_state("retrain", "r") == "running"
+        with pytest.raises(Unreachable):
+            client.trigger("retrain", {})
+    assert asked == ["GET", "GET", "POST"]
+
+
 def test_a_pool_is_made_once() -> None:
     pools: list[dict[str, Any]] = []
 

@@ -22,7 +22,7 @@ from pipelines.errors import BadInput, StepFailed, Unreachable
 from pipelines.operators import StepOperator, bad_input_is_final, leave_reason
 from pipelines.run import Run
 from pipelines.settings import Settings
-from pipelines.steps import DOWNLOAD, FINETUNE, GATE
+from pipelines.steps import DOWNLOAD, FINETUNE, GATE, PROMOTE, TARGET
 from tests import fake_python
 
 
@@ -83,6 +83,13 @@ def test_any_other_failure_is_tried_again(machine: Settings, run: Run, code: int
         operator.execute({})
     assert not isinstance(failure.value, AirflowFailException)
     assert operator.execute({})["source"] == "builtin://x"
+
+
+def test_a_promotion_that_was_undone_is_not_tried_again(machine: Settings, run: Run) -> None:
+    fake_python.plan(machine.home, fail={"promote": [1]}, undone=True)
+    StepOperator(step=TARGET, run_dir=str(run.root)).execute({})
+    with pytest.raises(AirflowFailException, match="promote: PromotionFailed"):
+        StepOperator(step=PROMOTE, run_dir=str(run.root)).execute({})
 
 
 def test_a_killed_task_leaves_no_process_of_its_step(machine: Settings, run: Run) -> None:

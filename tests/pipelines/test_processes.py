@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def test_a_group_ends_with_a_child_that_ignores_sigterm(tmp_path: Path) -> None:
         stop(process.pid, grace_seconds=1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert process.returncode is not None
+
+
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = (
+        "import sys, time; from pathlib import Path; from pipelines.processes import start;"
+        "child = start([sys.executable, '-c', 'import time; time.sleep(600)'], Path(sys.argv[1]), outlives_us=False);"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(log)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_stopping_what_is_gone_is_no_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from pipelines.processes import free_port, require_free_port
 from pipelines.registry import Registry
 from pipelines.run import Run
 from pipelines.settings import Settings
+from pipelines.stack import Stack, dags_loaded
 from pipelines.stack_state import StackState
 from pipelines.steps import PROMOTE
 from tests import fake_python
@@ -155,10 +157,11 @@ def test_a_command_beside_the_stack_uses_its_mlflow(stack: Running) -> None:
 def test_a_rejection_is_on_the_version_and_nothing_is_deployed(stack: Running, candidate: Run) -> None:
     with stack.login(ADMIN) as airflow:
         (run_id,) = wait_for(lambda: airflow.runs("review", _long_ago()) or None, 60, "the Asset to start a review")
-        (event,) = airflow.asset_events("model_candidate")
-    assert event["extra"]["run"] == candidate.name
     review = answer(stack, run_id, "Reject", "reads ones as sevens")
     assert "digits: 37 to 95 of 100" in review.body
+    with stack.login(ADMIN) as airflow:
+        (event,) = airflow.upstream_events("review", run_id)
+    assert event["extra"]["run"] == candidate.name
     registry = _registry(stack)
     tags = registry.tags(1)
     assert (tags["review"], tags["reviewer"], tags["review_reason"]) == ("rejected", "reviewer", "reads ones as sevens")
@@ -214,6 +217,24 @@ def test_the_death_of_a_part_is_told_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(PartFailed, match=r"frail ended with exit code 7:\ndisk full"):
         parts.wait(lambda: False, 10, "nothing")
     parts.stop(5)
+
+
+def test_a_dag_that_cannot_be_loaded_is_told_at_once() -> None:
+    class Broken(Airflow):
+        def import_errors(self) -> list[str]:
+            return ["SyntaxError: retrain.py, line 3"]
+
+    with pytest.raises(PartFailed, match="1 Dag files cannot be loaded"):
+        dags_loaded(Broken("http://nowhere", ADMIN, ""))
+
+
+def test_a_taken_port_is_told_before_anything_starts(settings: Settings, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        mine = settings.model_copy(update={"home": tmp_path, "front_port": port})
+        with pytest.raises(MachineUnfit, match=f"port {port} .*VLMOPS_FRONT_PORT"), Stack(mine):
+            pass
+    assert not (mine.state / "logs").exists()
 
 
 def _registry(stack: Running) -> Registry:

@@ -137,7 +137,7 @@ def test_a_restarted_engine_makes_it_invalid(evaluate: Evaluate, monkeypatch: py
 
 
 def test_an_engine_that_does_not_start(evaluate: Evaluate, no_process_left: None) -> None:
-    with pytest.raises(EngineFailed, match="died(.|\n)*initialization failed"):
+    with pytest.raises(EngineFailed, match=r"died(.|\n)*initialization failed"):
         evaluate("dies")
 
 
@@ -230,6 +230,6 @@ def test_golden_prefers_what_the_base_answers_otherwise(evaluate: Evaluate) -> N
     answers = read_answers(report.evaluations[1])
     base = {answer.item: answer.text for answer in answers} | {"q4": "other"}
     chosen = choose(answers, base, 4)
-    assert [answer.item for answer in chosen][0] == "q4"
+    assert chosen[0].item == "q4"
     assert len(chosen) == 4
     assert choose(answers, {}, 20) == list(answers)

@@ -181,7 +181,7 @@ def test_requests_that_do_not_end_stop_the_deploy_not_the_service(
     start_front: StartFront,
 ) -> None:
     start_front(20)
-    promote(make(1, seconds=3))
+    promote(make(1, seconds=1))
     late = make(2)
     late = late.model_copy(update={"serving": late.serving.model_copy(update={"drain_seconds": 0.2})})
     with Traffic(machine, "digits", rate=4) as traffic, pytest.raises(PromotionFailed, match="still running"):

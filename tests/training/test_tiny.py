@@ -17,7 +17,7 @@ from training.shards import read_headers
 from training.tiny import RECIPES, Recipe, cached_base
 from training.tiny_architecture import EXPERT_WIDTH, EXPERTS, HIDDEN
 
-QUICK = Recipe("moe", steps=2, batch_size=2, pictures={"printed": 4})
+QUICK = Recipe("moe", threads=1, steps=2, batch_size=2, pictures={"printed": 4})
 
 
 def test_experts_are_stored_as_published_checkpoints_have_them(moe_base: BaseSnapshot) -> None:

@@ -1,0 +1,110 @@
+"""The real vLLM, started once: what the double imitates is so, and our flags exist. Random weights are enough."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from pipelines.config import Config
+from pipelines.processes import tail
+from serving.client import Client, metrics, served_names
+from serving.engine import Engine, Launch, engine
+from tests.serving.conftest import DOUBLE, Maker
+
+QUESTION = [{"role": "user", "content": [{"type": "text", "text": "Which digit is this?"}]}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in dense model, untrained."""
+    import torch
+
+    from training.tiny_architecture import build_model
+    from training.tiny_processor import build_processor
+
+    folder = tmp_path_factory.mktemp("model")
+    processor = build_processor()
+    build_model("dense", processor).to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vllm(smoke: Config, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A vLLM that answers; every flag of ours is read by its parser."""
+    launch = Launch(
+        model=model,
+        names=("digits", "digits-v1"),
+        serving=smoke.serving,
+        images=smoke.images,
+        hardware=smoke.hardware,
+    )
+    log = tmp_path_factory.mktemp("vllm") / "engine.log"
+    with engine(launch, log) as started:
+        started.wait_ready(smoke.serving.start_seconds)
+        assert "unrecognized arguments" not in tail(log, 1000)
+        yield started
+
+
+@pytest.fixture
+def double(make: Maker, tmp_path: Path) -> Iterator[Engine]:
+    """The double."""
+    with engine(make(1).launch(DOUBLE), tmp_path / "double.log") as started:
+        started.wait_ready(10)
+        yield started
+
+
+def test_the_double_speaks_as_vllm(vllm: Engine, double: Engine) -> None:
+    assert served_names(vllm.url) == served_names(double.url) == ("digits", "digits-v1")
+    for url in (vllm.url, double.url):
+        before = metrics(url)
+        assert (before.in_flight, before.lost) == (0, 0)
+        reply = asyncio.run(_ask(url))
+        assert reply.finish_reason in {"stop", "length"}
+        assert metrics(url).started == before.started
+        assert _status(url, {"model": "digits-v2", "messages": QUESTION}) == 404
+
+
+async def _ask(url: str) -> object:
+    async with Client(url) as client:
+        return await client.ask("digits-v1", QUESTION, 4)
+
+
+def _status(url: str, body: dict[str, object]) -> int:
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code
+
+
+def test_the_double_streams_as_vllm(vllm: Engine, double: Engine) -> None:
+    for url in (vllm.url, double.url):
+        body = {"model": "digits", "messages": QUESTION, "max_tokens": 4, "stream": True}
+        text = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).text
+        *events, end = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+        assert end == "[DONE]"
+        assert json.loads(events[-1])["choices"][0]["finish_reason"] in {"stop", "length"}
+
+
+def test_addresses_of_images_are_refused(vllm: Engine) -> None:
+    for address in ("http://127.0.0.1:1/x.png", "http://2130706433/x.png", "file:///etc/passwd"):
+        content = [{"type": "image_url", "image_url": {"url": address}}]
+        assert _status(vllm.url, {"model": "digits", "messages": [{"role": "user", "content": content}]}) in {400, 500}
+
+
+def test_more_images_than_allowed_are_refused(vllm: Engine) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG")
+    picture = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": picture}}]
+    assert (
+        _status(vllm.url, {"model": "digits", "max_tokens": 4, "messages": [{"role": "user", "content": content}]})
+        == 200
+    )
+    content *= 2
+    assert _status(vllm.url, {"model": "digits", "messages": [{"role": "user", "content": content}]}) == 400

@@ -1,0 +1,190 @@
+"""The export step: bit for bit PEFT's merge, INT8 of exactly that, refused where it must be, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from pipelines.artifacts import Adapter, BaseSnapshot
+from pipelines.errors import ExportRejected, MachineUnfit
+from pipelines.manifest import ManifestMismatch, read_manifest, verify_manifest
+from tests.training.parts import Configure, adapted_model, run_until_killed, store_adapter
+from training import export as module
+from training.export import export
+from training.int8 import is_quantized, scale_name
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def _peft_merge(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """Stock PEFT's merge in fp32, rounded to bf16, with experts unfused."""
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload().to(torch.bfloat16)
+    wanted = {}
+    for name, tensor in merged.state_dict().items():
+        if name.endswith("experts.gate_up_proj"):
+            for expert, matrix in enumerate(tensor):
+                for part, half in zip(("gate", "up"), matrix.chunk(2), strict=True):
+                    wanted[name.replace("gate_up_proj", f"{expert}.{part}_proj.weight")] = half
+        elif name.endswith("experts.down_proj"):
+            for expert, matrix in enumerate(tensor):
+                wanted[name.replace("down_proj", f"{expert}.down_proj.weight")] = matrix
+        else:
+            wanted[name] = tensor
+    return wanted
+
+
+def test_the_merge_is_pefts_bit_for_bit_and_int8_is_its_rounding(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
+) -> None:
+    model = export(configure(), tmp_path, any_base, adapter)
+    assert model.merged_path
+    merged, wanted = _tensors(model.merged_path), _peft_merge(any_base.path, adapter.path)
+    assert merged.keys() == wanted.keys()
+    assert not [name for name in wanted if not torch.equal(merged[name], wanted[name])]
+    int8 = _tensors(model.path)
+    quantized = [name for name in merged if is_quantized(name, tuple(merged[name].shape))]
+    assert len(quantized) == model.quantized_tensors == (66 if "Moe" in any_base.architecture else 21)
+    for name in quantized:
+        step = int8[scale_name(name)].double()
+        reference = (merged[name].double() / step).round().clamp(-128, 127)
+        assert int((int8[name].double() - reference).abs().max()) <= 1
+        assert (int8[name].double() != reference).double().mean() < 0.001
+    assert all(torch.equal(int8[name], merged[name]) for name in merged if name not in quantized)
+
+
+def test_the_figures_and_digests_are_told(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
+) -> None:
+    model = export(configure(), tmp_path, any_base, adapter)
+    assert 0.001 < model.relative_error < 0.01
+    assert model.delta_norm > 0.01
+    assert model.merged_bytes
+    assert model.size_bytes < 0.85 * model.merged_bytes
+    verify_manifest(model.path, model.digest)
+    assert read_manifest(model.path)["made_from"] == {"base": any_base.digest, "adapter": adapter.digest}
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_the_merged_model_and_processor_load_and_the_adapter_works(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
+) -> None:
+    model = export(configure("images.max_pixels=16384"), tmp_path, any_base, adapter)
+    assert AutoProcessor.from_pretrained(model.path).image_processor.size["longest_edge"] == 16384
+    config = json.loads((model.path / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "int-quantized"
+    assert (model.path / "generation_config.json").is_file()
+    assert model.merged_path
+    ids = torch.arange(5, 25)[None]
+    models = (AutoModelForImageTextToText.from_pretrained(path) for path in (any_base.path, model.merged_path))
+    before, after = (loaded(ids).logits for loaded in models)
+    assert float((before - after).norm() / before.norm()) > 0.02
+
+
+def test_bf16_is_a_merge_only(any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path) -> None:
+    model = export(configure("export.scheme=bf16"), tmp_path, any_base, adapter)
+    assert model.merged_path is None
+    assert model.quantized_tensors == 0
+    assert "quantization_config" not in json.loads((model.path / "config.json").read_text())
+    assert {tensor.dtype for tensor in _tensors(model.path).values()} == {torch.bfloat16}
+
+
+def test_shards_are_small_and_indexed(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
+) -> None:
+    model = export(configure("export.max_shard_gb=0.0005"), tmp_path, any_base, adapter)
+    index = json.loads((model.path / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 4
+    assert index["weight_map"].keys() == _tensors(model.path).keys()
+
+
+def test_a_base_saved_by_transformers_exports_the_same(
+    moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
+) -> None:
+    _, adapted = adapted_model(moe_base)
+    adapter = store_adapter(adapted, moe_base, tmp_path / "adapter")
+    first = export(configure(), tmp_path / "a", moe_base, adapter)
+    resaved = shutil.copytree(moe_base.path, tmp_path / "resaved")
+    tensors = load_file(resaved / "model.safetensors")
+    turned = {n: t.transpose(1, 2).contiguous() if "experts" in n else t for n, t in tensors.items()}
+    save_file(turned, resaved / "model.safetensors")
+    second = export(configure(), tmp_path / "b", moe_base.model_copy(update={"path": resaved}), adapter)
+    ours, theirs = _tensors(first.path), _tensors(second.path)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_adapter_of_another_base_is_refused(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportRejected, match="trained on base"):
+        export(configure(), tmp_path, any_base.model_copy(update={"digest": "f" * 64}), adapter)
+
+
+def test_an_adapter_that_was_changed_is_refused(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
+) -> None:
+    file = adapter.path / "adapter_config.json"
+    file.write_text(file.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
+    with pytest.raises(ManifestMismatch, match="adapter_config"):
+        export(configure(), tmp_path, any_base, adapter)
+
+
+def test_an_update_of_a_tensor_that_the_base_lacks_is_refused(
+    moe_base: BaseSnapshot, dense_base: BaseSnapshot, configure: Configure, tmp_path: Path
+) -> None:
+    _, adapted = adapted_model(dense_base)
+    adapter = store_adapter(adapted, dense_base, tmp_path / "adapter").model_copy(
+        update={"base_digest": moe_base.digest}
+    )
+    with pytest.raises(ExportRejected, match="which the base does not have"):
+        export(configure(), tmp_path, moe_base, adapter)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = []
+
+    def refuse(folder: Path, need: int, purpose: str) -> None:
+        needs.append(need)
+        raise MachineUnfit(f"{purpose} {folder}")
+
+    monkeypatch.setattr(module, "require_disk", refuse)
+    with pytest.raises(MachineUnfit):
+        export(configure(), tmp_path, any_base, adapter)
+    assert needs[0] > 5e6
+    assert not list(tmp_path.glob(".*.partial/*.safetensors*"))
+
+
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [
+        ("training.shards._Shard.write", 40),
+        ("training.export.verify_release", 1),
+        ("training.export.verify_release", 2),
+    ],
+)
+def test_a_killed_step_leaves_nothing_that_looks_whole_and_starts_over(
+    where: str, at: int, moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
+) -> None:
+    _, adapted = adapted_model(moe_base)
+    adapter = store_adapter(adapted, moe_base, tmp_path / "adapter")
+    whole = export(configure(), tmp_path / "whole", moe_base, adapter)
+    folder = tmp_path / "killed"
+    run_until_killed(where, at, "export", configure(), folder, moe_base, adapter)
+    assert (folder / ".merged.partial").exists()
+    assert not (folder / "merged").exists()
+    assert (folder / "model").exists() == (at == 2)
+    again = export(configure(), folder, moe_base, adapter)
+    assert (again.digest, again.merged_digest) == (whole.digest, whole.merged_digest)
+    assert not list(folder.glob(".*.partial"))

@@ -1,0 +1,107 @@
+"""The adapter as export reads it: the right update for each tensor, and no adapter that would merge wrongly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from pipelines.artifacts import BaseSnapshot
+from pipelines.errors import ExportRejected
+from tests.training.parts import adapted_model, store_adapter
+from training.experts import ExpertLora
+from training.layout import expert_shape
+from training.merge import ExpertShape, LoraReader, add_update
+from training.model import Adapted
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained(moe_base: BaseSnapshot, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Adapted]]:
+    _, adapted = adapted_model(moe_base)
+    return store_adapter(adapted, moe_base, tmp_path_factory.mktemp("merge") / "adapter").path, adapted
+
+
+@pytest.fixture
+def shape(moe_base: BaseSnapshot) -> ExpertShape:
+    experts = expert_shape(json.loads((moe_base.path / "config.json").read_text()))
+    assert experts
+    return experts
+
+
+@pytest.fixture
+def folder(trained: tuple[Path, dict[str, Adapted]], tmp_path: Path) -> Path:
+    return shutil.copytree(trained[0], tmp_path / "adapter")
+
+
+def test_every_target_gets_its_own_update(trained: tuple[Path, dict[str, Adapted]], shape: ExpertShape) -> None:
+    reader = LoraReader(trained[0], shape)
+    for name, module in trained[1].items():
+        full = (module.scale * module.b @ module.a).detach()
+        if isinstance(module, ExpertLora):
+            for expert in range(shape.experts):
+                torch.testing.assert_close(reader.update(name, expert), full[expert])
+            torch.testing.assert_close(reader.update(name, 1, slice(3, 9)), full[1, 3:9])
+        else:
+            torch.testing.assert_close(reader.update(f"{name}.weight"), full)
+    assert len(reader.targets) == len(trained[1])
+
+
+def test_other_tensors_have_none(trained: tuple[Path, dict[str, Adapted]], shape: ExpertShape) -> None:
+    assert LoraReader(trained[0], shape).update("lm_head.weight") is None
+
+
+def _first(tensors: Tensors, mark: str) -> str:
+    return next(name for name in tensors if mark in name)
+
+
+SPOILS: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "NaN": (lambda t: t[_first(t, "q_proj.lora_A")].view(-1)[3].fill_(float("nan")), "q_proj.weight holds NaN"),
+    "infinity": (
+        lambda t: t[_first(t, "experts.lora_B")].view(-1)[3].fill_(float("inf")),
+        "down_proj holds NaN or inf",
+    ),
+    "all zero": (lambda t: t[_first(t, "base_layer.lora_B")].zero_(), "gate_up_proj is all zero"),
+    "no partner": (lambda t: t.pop(_first(t, "v_proj.lora_B")), "has no"),
+    "unknown": (lambda t: t.update(extra=torch.ones(1)), "nothing is known to do with extra"),
+    "no stack": (lambda t: t.update({_first(t, "experts.lora_A"): torch.ones(24, 7)}), "fits no stack"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILS.values(), ids=SPOILS.keys())
+def test_a_broken_adapter_is_refused_by_name(
+    spoil: Callable[[Tensors], object], message: str, folder: Path, shape: ExpertShape
+) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    spoil(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ExportRejected, match=message):
+        LoraReader(folder, shape)
+
+
+@pytest.mark.parametrize(
+    "option", [{"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"bias": "all"}]
+)
+def test_flavours_that_merge_otherwise_are_refused(option: dict[str, object], folder: Path, shape: ExpertShape) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | option))
+    with pytest.raises(ExportRejected, match=next(iter(option))):
+        LoraReader(folder, shape)
+
+
+@given(rows=st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=8), delta=st.floats(-1, 1))
+def test_the_sum_is_rounded_once(rows: list[float], delta: float) -> None:
+    weight = torch.tensor([rows], dtype=torch.bfloat16)
+    update = torch.full_like(weight, delta, dtype=torch.float32)
+    merged = add_update(weight, update)
+    assert merged.dtype == torch.bfloat16
+    exact = weight.double() + update.double()
+    assert torch.equal(merged, exact.float().bfloat16())
