@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,10 +21,17 @@ from pipelines.errors import MachineUnfit, VlmopsError
 
 
 def free_port() -> int:
-    """A port on loopback that nothing listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
+    """A port on loopback that nothing listens on now.
+
+    Below the range that the kernel gives to outgoing connections, one of which could else take the port of an engine
+    while that is being replaced.
+    """
+    while True:
+        port = random.randrange(20_000, 32_768)
+        try:
+            require_free_port(port, "a free one")
+        except MachineUnfit:
+            continue
         return port
 
 
@@ -67,12 +75,27 @@ def stop(pid: int, grace_seconds: float = 20) -> None:
         leader.terminate()
     except psutil.NoSuchProcess:
         family = []
-    _, alive = psutil.wait_procs(family, timeout=grace_seconds)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=grace_seconds)
+    for process in (stubborn := _alive_after(family, grace_seconds)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _alive_after(stubborn, grace_seconds)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # whoever was started by a member that was gone before we looked
+
+
+def _alive_after(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Who still runs when the time is up; an ended process that nobody has reaped does not."""
+    deadline = time.monotonic() + seconds
+    while (alive := [process for process in family if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 _LIBC = ctypes.CDLL(None)

@@ -136,7 +136,7 @@ class Engine:
 def engine(launch: Launch, log: Path) -> Iterator[Engine]:
     """A server on a free port, stopped on leaving the block with no process left. It is started, not yet ready."""
     port = free_port()
-    process = start(launch.command(port), log, environment(launch.hardware))
+    process = start(launch.command(port), log, environment(launch.hardware), outlives_us=False)
     started = Engine(process.pid, f"http://127.0.0.1:{port}", log, launch.names)
     try:
         yield started

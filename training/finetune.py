@@ -44,7 +44,7 @@ def finetune(config: Config, folder: Path, base: BaseSnapshot, data: Dataset) ->
     """
     verify_manifest(data.path, data.digest)
     if config.hardware.device == "cpu":
-        # Small products wait for their slowest thread: with all cores, any other process makes them several times slower.
+        # Small products wait for their slowest thread: on all cores, any other process makes them much slower.
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     recipe = _recipe(config, base, data)
     checkpoint = checkpoints.newest_whole(folder / "checkpoints", recipe)

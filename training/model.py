@@ -100,6 +100,9 @@ def prove_quantized(model: PreTrainedModel) -> None:
     Raises:
         TrainingFailed: Names the first tensor that is not what it should be.
     """
+    for name, parameter in model.named_parameters():
+        if any(part in f"{name}." for part in PLAIN) and not parameter.dtype.is_floating_point:
+            raise TrainingFailed(f"{name} is quantised to {parameter.dtype}; it must stay in the compute type")
     for name, module in model.named_modules():
         if name.endswith(".experts"):
             _prove_experts(name, module)
@@ -111,9 +114,6 @@ def prove_quantized(model: PreTrainedModel) -> None:
                 f"{name}: {module.in_features} inputs are no multiple of {BLOCK}, and bitsandbytes 0.50 unpacks such a "
                 f"layer wrongly on a CPU; use a model with other widths"
             )
-    for name, parameter in model.named_parameters():
-        if any(part in f"{name}." for part in PLAIN) and not parameter.dtype.is_floating_point:
-            raise TrainingFailed(f"{name} is quantised to {parameter.dtype}; it must stay in the compute type")
 
 
 def prove_trainable(model: PreTrainedModel, adapted: dict[str, Adapted], targets: Targets) -> None:

@@ -50,6 +50,8 @@ class Stored(Spec):
         """The tensor, or one slice of its first dimension; nothing else is read."""
         shape = self.shape if index is None else self.shape[1:]
         size = self.dtype.itemsize * torch.Size(shape).numel()
+        if size == 0:
+            return torch.empty(shape, dtype=self.dtype)
         buffer = bytearray(size)
         _read_into(self.file, self.offset + (index or 0) * size, memoryview(buffer))
         return torch.frombuffer(buffer, dtype=self.dtype).view(shape)

@@ -33,7 +33,7 @@ def _linked_to_cuda(spec):
     import re
     from pathlib import Path
 
-    return re.search(r"\+cu\d",  Path(spec.origin).with_name("version.py").read_text()) is not None
+    return re.search(r"\+cu\d", Path(spec.origin).with_name("version.py").read_text()) is not None
 
 
 def _declare():

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from pipelines.artifacts import BaseSnapshot, Dataset
 from training.dataset import Collator, EncodedRows, Sample
-from training.encoding import IGNORE, Encoder
+from training.encoding import IGNORE, Encoded, Encoder
 from training.loss import AnswerLoss, exact_matches
 from training.positions import token_positions
 
@@ -53,21 +53,23 @@ def test_exact_match_is_what_greedy_decoding_writes(moe_base: BaseSnapshot, data
 def _greedy(objective: AnswerLoss, sample: Sample) -> torch.Tensor:
     row = sample.row
     prompt = int((row.labels == IGNORE).sum())
-    out = objective.model.generate(
+    tokens: torch.Tensor = objective.model.generate(
         input_ids=row.input_ids[None, :prompt],
         pixel_values=row.pixel_values,
         image_grid_thw=row.image_grid_thw,
         mm_token_type_ids=row.image_mask[None, :prompt],
         max_new_tokens=len(row.input_ids) - prompt,
         do_sample=False,
-    )[0, prompt:]
-    padding = len(row.input_ids) - prompt - len(out)
-    return torch.nn.functional.pad(out, (0, padding), value=0)
+    )
+    return tokens[0, prompt:]
 
 
 def _relabel(sample: Sample, tokens: torch.Tensor) -> Sample:
+    """The same question with these tokens for the right answer."""
     row = sample.row
-    learned = row.labels != IGNORE
-    ids, labels = row.input_ids.clone(), row.labels.clone()
-    ids[learned] = labels[learned] = tokens
-    return Sample(type(row)(ids, labels, row.image_mask, row.pixel_values, row.image_grid_thw), sample.positions)
+    prompt = int((row.labels == IGNORE).sum())
+    length = prompt + len(tokens)
+    ids = torch.cat([row.input_ids[:prompt], tokens])
+    labels = torch.cat([row.labels[:prompt], tokens])
+    encoded = Encoded(ids, labels, row.image_mask[:length], row.pixel_values, row.image_grid_thw)
+    return Sample(encoded, sample.positions[:, :length])

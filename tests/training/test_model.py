@@ -52,6 +52,13 @@ def test_a_linear_layer_left_in_full_is_caught(model: torch.nn.Module) -> None:
         prove_quantized(model)
 
 
+def test_a_layer_that_bitsandbytes_unpacks_wrongly_is_caught(model: torch.nn.Module) -> None:
+    narrow = bitsandbytes.nn.Linear4bit(96, 128, quant_type="nf4").to("cpu")
+    model.model.language_model.layers[1].self_attn.q_proj = narrow
+    with pytest.raises(TrainingFailed, match=r"q_proj: 96 inputs are no multiple of 64"):
+        prove_quantized(model)
+
+
 def test_a_stack_that_grew_is_caught(model: torch.nn.Module) -> None:
     stack = model.model.language_model.layers[0].mlp.experts.down_proj
     stack.register_buffer("spare", torch.zeros(stack.shape, dtype=torch.bfloat16))
