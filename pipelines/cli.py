@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import line
-from pipelines.config import Config, load_config
+from pipelines.config import Config
+from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
 from pipelines.errors import DONE, VlmopsError
 from pipelines.launch import environment, run_step

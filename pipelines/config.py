@@ -1,18 +1,10 @@
-"""The one schema of `configs/*.yaml`: frozen, closed, documented on the field. Imports neither torch nor airflow.
-
-Precedence: default < file < `--set section.field=value`. Every problem of a file is reported at once.
-"""
+"""The one schema of `configs/*.yaml`: frozen, closed, documented on the field. Imports neither torch nor airflow."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from pipelines.errors import ConfigError
-from pipelines.settings import ROOT
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Field(ge=0, le=1)
 
@@ -265,65 +257,3 @@ class Config(Section):
                 f"serving.max_model_len {self.serving.max_model_len}"
             )
         return self
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a config; `hardware: NAME` stands for `configs/hardware/NAME.yaml`.
-
-    Args:
-        path: A YAML file.
-        overrides: `section.field=value` each, the value read as YAML.
-
-    Raises:
-        ConfigError: The file is missing or wrong; lists every problem with its field, value and what is allowed.
-    """
-    raw = _read_mapping(path)
-    for override in overrides:
-        _override(raw, override)
-    if isinstance(raw.get("hardware"), str):
-        raw["hardware"] = _read_profile(path, raw["hardware"])
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(_problems(path, error)) from None
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config; the shipped ones are in {ROOT / 'configs'}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(raw).__name__}")
-    return raw
-
-
-def _read_profile(path: Path, name: str) -> dict[str, Any]:
-    for folder in (path.parent / "hardware", ROOT / "configs" / "hardware"):
-        if (profile := folder / f"{name}.yaml").is_file():
-            return _read_mapping(profile)
-    known = sorted(p.stem for p in (ROOT / "configs" / "hardware").glob("*.yaml"))
-    raise ConfigError(f"{path}: hardware = {name!r}: no such profile; known: {', '.join(known)}")
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    *sections, field = key.strip().split(".")
-    if not separator or not field:
-        raise ConfigError(f"--set {override}: write section.field=value, such as lora.rank=32")
-    for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"--set {override}: {section} is not a section")
-    raw[field] = yaml.safe_load(value)
-
-
-def _problems(path: Path, error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "config"
-        seen = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
-        lines.append(f"  {field}{seen if len(seen) < 80 else ''}: {problem['msg']}")
-    return f"{path}: {len(lines)} problem(s)\n" + "\n".join(lines)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts import EvalReport, GateDecision, ModelVersion
-from pipelines.config import load_config
+from pipelines.config_file import load_config
 from pipelines.durable import write_text
 from pipelines.errors import BadInput
 from pipelines.run import Run, run_name

@@ -25,10 +25,12 @@ from rich.console import Console
 from pipelines import components, mlflow_server, stack_state
 from pipelines.airflow_api import Airflow
 from pipelines.components import ADMIN, Ports
+from pipelines.config_file import load_config
 from pipelines.errors import DONE, Unreachable
 from pipelines.launch import environment
 from pipelines.parts import PartFailed, Parts
 from pipelines.processes import free_port, require_free_port
+from pipelines.registry import Registry
 from pipelines.settings import ROOT, Settings
 from pipelines.stack_state import StackState
 
@@ -145,10 +147,22 @@ def run_stack(settings: Settings) -> int:
     try:
         with Stack(settings) as stack:
             console.print(f"ready in {stack.ready_seconds:.0f} s; Ctrl-C stops everything", *addresses(stack), sep="\n")
+            if serve_again(stack):
+                console.print("the approved version is put back into service: see the Dag redeploy")
             stay(stack)
     except KeyboardInterrupt:
         console.print("interrupted while starting")
     return DONE
+
+
+def serve_again(stack: Stack) -> bool:
+    """Put back into service what an earlier stack of this home served; its engine ended with it, its alias stayed."""
+    model = load_config(stack.settings.config).registry.model
+    if "approved" not in Registry(stack.settings, model).aliases():
+        return False
+    with stack.login(ADMIN) as airflow:
+        airflow.trigger("redeploy", {})
+    return True
 
 
 def stay(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from pipelines.config import load_config
+from pipelines.config_file import load_config
 
 
 class RegistryAliasTrigger(BaseEventTrigger):

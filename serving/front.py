@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from pipelines.config import load_config
+from pipelines.config_file import load_config
 from pipelines.credentials import credential
 from pipelines.durable import write_text
 from pipelines.errors import EngineFailed, MachineUnfit

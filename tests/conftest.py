@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Config, load_config
+from pipelines.config import Config
+from pipelines.config_file import load_config
 from pipelines.settings import ROOT, Settings
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipelines.answers import write_answers
 from pipelines.artifacts import Adapter, Answer, EvalReport, Evaluation, GateDecision, QuantizedModel, Score
-from pipelines.config import Config, load_config
+from pipelines.config import Config
+from pipelines.config_file import load_config
 from pipelines.run import Run
 from pipelines.settings import ROOT, Settings
 from pipelines.statistics import wilson

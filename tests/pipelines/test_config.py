@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config import Config, load_config
+from pipelines.config import Config
+from pipelines.config_file import load_config
 from pipelines.errors import ConfigError
 from pipelines.settings import ROOT
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.artifacts import BaseSnapshot, Dataset
-from pipelines.config import Config, load_config
+from pipelines.config import Config
+from pipelines.config_file import load_config
 from pipelines.errors import BadInput, RunConflict
 from pipelines.run import Run, run_name, runs_below
 from pipelines.settings import ROOT

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
-from pipelines.config import Config, load_config
+from pipelines.config import Config
+from pipelines.config_file import load_config
 from pipelines.manifest import manifest_digest
 from pipelines.settings import ROOT
 from tests.training.parts import Configure, adapted_model, store_adapter, write_source

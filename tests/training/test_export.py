@@ -75,7 +75,7 @@ def test_the_figures_and_digests_are_told(
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_the_merged_model_and_processor_load_and_the_adapter_works(
+def test_config_and_processor_travel_with_the_limits_of_training(
     any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path
 ) -> None:
     model = export(configure("images.max_pixels=16384"), tmp_path, any_base, adapter)
@@ -83,11 +83,6 @@ def test_the_merged_model_and_processor_load_and_the_adapter_works(
     config = json.loads((model.path / "config.json").read_text())
     assert config["quantization_config"]["format"] == "int-quantized"
     assert (model.path / "generation_config.json").is_file()
-    assert model.merged_path
-    ids = torch.arange(5, 25)[None]
-    models = (AutoModelForImageTextToText.from_pretrained(path) for path in (any_base.path, model.merged_path))
-    before, after = (loaded(ids).logits for loaded in models)
-    assert float((before - after).norm() / before.norm()) > 0.02
 
 
 def test_bf16_is_a_merge_only(any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path) -> None:
