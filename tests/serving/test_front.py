@@ -116,7 +116,7 @@ def test_the_key_is_in_no_file_and_not_on_the_admin_port(front_with_engine: Sett
 
 def test_a_taken_port_is_named(machine: Settings, start_front: StartFront) -> None:
     start_front(3)
-    with pytest.raises(MachineUnfit, match=f"port {machine.front_port}"):
+    with pytest.raises(MachineUnfit, match=r"port \d+ \((Caddy|ready|admin)\) is taken"):
         front.prepare(machine, 3)
 
 
