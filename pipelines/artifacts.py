@@ -32,6 +32,9 @@ class BaseSnapshot(Artifact):
     digest: str
     """Of its manifest: names the exact bytes."""
 
+    manifest: Path | None = None
+    """Folder that holds its manifest, where the model lies in a folder that is not ours to write in."""
+
     architecture: str
     """The `architectures` entry of its config.json."""
 

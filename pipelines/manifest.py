@@ -52,15 +52,20 @@ def manifest_digest(folder: Path) -> str:
     return sha256_file(folder / NAME)
 
 
-def verify_manifest(folder: Path, expected_digest: str | None = None) -> None:
+def verify_manifest(folder: Path, expected_digest: str | None = None, *, kept_in: Path | None = None) -> None:
     """Check every file against the manifest, and the manifest against the digest that was handed on.
+
+    Args:
+        folder: What is checked.
+        expected_digest: Of the manifest.
+        kept_in: Where the manifest is, when `folder` was not ours to write in.
 
     Raises:
         ManifestMismatch: A file is missing, added or changed, or the manifest is another one.
     """
-    files = read_manifest(folder)["files"]
+    files = read_manifest(kept_in or folder)["files"]
     assert isinstance(files, dict)
-    if expected_digest is not None and manifest_digest(folder) != expected_digest:
+    if expected_digest is not None and manifest_digest(kept_in or folder) != expected_digest:
         raise ManifestMismatch(f"{folder} has another manifest than the {expected_digest[:12]} that was handed on")
     here = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != NAME}
     if here != set(files):

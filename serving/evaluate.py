@@ -7,7 +7,8 @@ takes up with the subject that is missing, and the base is measured once per mac
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -42,6 +43,8 @@ class Subject:
     path: Path
     digest: str
     scheme: str
+    manifest: Path | None = None
+    """Folder of its manifest, if another."""
 
 
 def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, model: QuantizedModel) -> EvalReport:
@@ -50,14 +53,15 @@ def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, mo
     Raises:
         EngineFailed: An engine did not start.
         EvaluationInvalid: Requests were lost, and again on every repetition.
-        ManifestMismatch: A model is not the one that was handed on.
+        ManifestMismatch: A model or the questions are not those that were handed on.
     """
+    verify_manifest(data.path, data.digest)
     return Bench(config, folder, Settings().cache / "evaluations", data, subjects(base, model)).report()
 
 
 def subjects(base: BaseSnapshot, model: QuantizedModel) -> tuple[Subject, ...]:
     """What is measured, in this order."""
-    found = [Subject("base", base.path, base.digest, "bf16")]
+    found = [Subject("base", base.path, base.digest, "bf16", base.manifest)]
     if model.merged_path is not None and model.merged_digest is not None:
         found.append(Subject("merged", model.merged_path, model.merged_digest, "bf16"))
     return (*found, Subject("candidate", model.path, model.digest, model.scheme))
@@ -134,19 +138,19 @@ class Bench:
 
     def _measure_batch(self, batch: Sequence[Subject]) -> list[str]:
         """Measure and record; return why measurements were invalid."""
-        objections = []
         with ExitStack() as stack:
             started = [(subject, *self._start(subject, stack)) for subject in batch]
             starts = [engine.wait_ready(self._config.serving.start_seconds) for _, engine, _ in started]
-            for (subject, engine, memory), seconds in zip(started, starts, strict=True):
-                try:
-                    self._measure(subject, engine, memory, seconds)
-                except EvaluationInvalid as error:
-                    objections.append(f"{subject.name}: {error}")
-        return objections
+            title = "asking " + ", ".join(subject.name for subject in batch)
+            tick = stack.enter_context(counting(title, len(self._questions) * len(batch)))
+            threads = stack.enter_context(ThreadPoolExecutor(max(1, len(batch))))
+            measured = [
+                threads.submit(self._measure, *one, seconds, tick) for one, seconds in zip(started, starts, strict=True)
+            ]
+            return [objection for one in measured if (objection := one.result()) is not None]
 
     def _start(self, subject: Subject, stack: ExitStack) -> tuple[Engine, PeakMemory]:
-        verify_manifest(subject.path, subject.digest)
+        verify_manifest(subject.path, subject.digest, kept_in=subject.manifest)
         launch = Launch(
             model=subject.path,
             names=(self._config.serving.name,),
@@ -158,9 +162,12 @@ class Bench:
         started = stack.enter_context(engine(launch, self._folder / subject.name / "engine.log"))
         return started, stack.enter_context(PeakMemory(started.pid))
 
-    def _measure(self, subject: Subject, engine: Engine, memory: PeakMemory, start_seconds: float) -> None:
+    def _measure(
+        self, subject: Subject, engine: Engine, memory: PeakMemory, start_seconds: float, tick: Callable[[], None]
+    ) -> str | None:
+        """Ask everything and record it; return why it was invalid, if it was."""
         settings, folder, key = self._config.evaluate, self._folder / subject.name, self._key(subject)
-        with counting(f"asking {subject.name}", len(self._questions)) as tick:
+        try:
             measured = measure(
                 engine.url,
                 self._config.serving.name,
@@ -169,6 +176,8 @@ class Bench:
                 concurrency=settings.concurrency,
                 tick=tick,
             )
+        except EvaluationInvalid as error:
+            return f"{subject.name}: {error}"
         evaluation = Evaluation(
             subject=subject.name,
             model_digest=subject.digest,
@@ -184,6 +193,7 @@ class Bench:
         )
         write_record(folder, key, evaluation, measured.answers)
         remember(self._cache, folder, key)
+        return None
 
     def _golden(self, done: dict[str, Evaluation]) -> Path:
         base = {answer.item: answer.text for answer in read_answers(done["base"])}

@@ -15,7 +15,7 @@ from pipelines.errors import SourceRefused
 from pipelines.machine import local_int8_moe_kernel
 from pipelines.manifest import manifest_digest, write_manifest
 from pipelines.settings import Settings
-from training.tiny import RECIPES, Recipe, cached_base
+from training.tiny_recipe import RECIPES, Recipe, cached_base
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,14 @@ def _local(source: str, path: Path, folder: Path) -> BaseSnapshot:
     """A published checkpoint used where it lies; its manifest is written into the step's folder, not into it."""
     refuse_unsafe(path)
     digest = write_manifest(path, into=folder)
-    revision = digest[:40]
-    return BaseSnapshot(path=path, source=source, revision=revision, digest=digest, architecture=_architecture(path))
+    return BaseSnapshot(
+        path=path,
+        source=source,
+        revision=digest[:40],
+        digest=digest,
+        manifest=folder,
+        architecture=_architecture(path),
+    )
 
 
 def refuse_unsafe(path: Path) -> None:

@@ -1,30 +1,23 @@
-"""`builtin://tiny-qwen3-vl-moe` and `builtin://tiny-qwen3-vl`: base models made by seed, the same bytes every time.
+"""Builds the embedded base models: true architectures of 1.8 million parameters, trained on synthetic images only.
 
-True architectures of 1.75 million parameters, trained for half a minute on synthetic images only, cached by the
-digest of their recipe, saved as published checkpoints are: bf16, experts as [experts, in, out].
+Saved as published checkpoints are: bf16, experts as [experts, in, out]. What is built, and where it is kept, is said
+by `training/tiny_recipe.py`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import inspect
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, Qwen3VLProcessor
 
-from pipelines.durable import commit
-from pipelines.manifest import ManifestMismatch, text_digest, verify_manifest, write_manifest
-from training import attention, drawings, encoding, loss, positions, tiny_architecture, tiny_processor
+from pipelines.manifest import write_manifest
 from training.attention import use_packed_vision_attention
 from training.drawings import Drawing, draw_many
 from training.encoding import Encoded, Encoder, collate
@@ -32,60 +25,9 @@ from training.loss import AnswerLoss
 from training.positions import token_positions
 from training.tiny_architecture import build_model
 from training.tiny_processor import build_processor
+from training.tiny_recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-MODULES: tuple[ModuleType, ...] = (
-    attention,
-    drawings,
-    encoding,
-    loss,
-    positions,
-    tiny_architecture,
-    tiny_processor,
-)
-"""Whose source text, beside this module's, is part of every recipe."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, together with the source of the modules that it names."""
-
-    kind: Literal["moe", "dense"]
-    threads: int = 1
-    """The order of sums depends on it, and with it the last bits of the weights. One, because two are seven times
-    slower as soon as anything else wants the cores."""
-
-    seed: int = 0
-    steps: int = 500
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    pictures: dict[str, int] = field(default_factory=lambda: {"printed": 4200, "colours": 600, "shapes": 1200})
-
-    def digest(self) -> str:
-        """Names the recipe: its values and the text of the modules that carry it out."""
-        sources = [inspect.getsource(module) for module in (*MODULES, inspect.getmodule(Recipe)) if module]
-        return text_digest(repr(self), *sources)
-
-
-RECIPES = {"tiny-qwen3-vl-moe": Recipe("moe"), "tiny-qwen3-vl": Recipe("dense")}
-
-
-def cached_base(name: str, recipe: Recipe, cache: Path) -> Path:
-    """The folder of a built-in model; built if it is not there or not whole.
-
-    Two processes that ask at once: one builds, the other waits.
-    """
-    folder = cache / "models" / f"{name}-{recipe.digest()[:16]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")):
-        if not _whole(folder):
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            build_base(recipe, partial)
-            commit(partial, folder)
-    return folder
 
 
 def build_base(recipe: Recipe, folder: Path) -> None:
@@ -98,24 +40,6 @@ def build_base(recipe: Recipe, folder: Path) -> None:
         _train(model, processor, recipe)
     _save(model, processor, folder)
     write_manifest(folder, recipe=recipe.digest())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _whole(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    try:
-        verify_manifest(folder)
-    except ManifestMismatch as damage:
-        log.warning("%s; it is built again", damage)
-        return False
-    return True
 
 
 @contextmanager

@@ -72,3 +72,16 @@ def test_only_equal_texts_have_equal_digests(left: list[str], right: list[str]) 
     except UnicodeEncodeError:
         return
     assert same == (left == right)
+
+
+def test_a_manifest_may_be_kept_elsewhere(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    (theirs / "model.safetensors").write_bytes(b"w")
+    digest = write_manifest(theirs, into=ours)
+    assert [path.name for path in theirs.iterdir()] == ["model.safetensors"]
+    verify_manifest(theirs, digest, kept_in=ours)
+    (theirs / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ManifestMismatch, match=r"model\.safetensors"):
+        verify_manifest(theirs, digest, kept_in=ours)

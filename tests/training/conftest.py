@@ -16,7 +16,8 @@ from pipelines.settings import ROOT
 from tests.training.parts import Configure, adapted_model, store_adapter, write_source
 from training.data import prepare
 from training.encoding import Encoder, load_processor
-from training.tiny import Recipe, build_base
+from training.tiny import build_base
+from training.tiny_recipe import Recipe
 
 PICTURES = {"printed": 40, "colours": 12, "shapes": 12}
 

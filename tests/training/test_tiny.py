@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pipelines.artifacts import BaseSnapshot
 from training import tiny
 from training.shards import read_headers
-from training.tiny import RECIPES, Recipe, cached_base
 from training.tiny_architecture import EXPERT_WIDTH, EXPERTS, HIDDEN
+from training.tiny_recipe import RECIPES, Recipe, cached_base
 
 QUICK = Recipe("moe", threads=1, steps=2, batch_size=2, pictures={"printed": 4})
 
