@@ -7,8 +7,7 @@ takes up with the subject that is missing, and the base is measured once per mac
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -138,16 +137,17 @@ class Bench:
 
     def _measure_batch(self, batch: Sequence[Subject]) -> list[str]:
         """Measure and record; return why measurements were invalid."""
+        objections = []
         with ExitStack() as stack:
             started = [(subject, *self._start(subject, stack)) for subject in batch]
             starts = [engine.wait_ready(self._config.serving.start_seconds) for _, engine, _ in started]
-            title = "asking " + ", ".join(subject.name for subject in batch)
-            tick = stack.enter_context(counting(title, len(self._questions) * len(batch)))
-            threads = stack.enter_context(ThreadPoolExecutor(max(1, len(batch))))
-            measured = [
-                threads.submit(self._measure, *one, seconds, tick) for one, seconds in zip(started, starts, strict=True)
-            ]
-            return [objection for one in measured if (objection := one.result()) is not None]
+            # One after the other, so that latency and throughput are those of one model alone.
+            for (subject, engine, memory), seconds in zip(started, starts, strict=True):
+                try:
+                    self._measure(subject, engine, memory, seconds)
+                except EvaluationInvalid as error:
+                    objections.append(f"{subject.name}: {error}")
+        return objections
 
     def _start(self, subject: Subject, stack: ExitStack) -> tuple[Engine, PeakMemory]:
         verify_manifest(subject.path, subject.digest, kept_in=subject.manifest)
@@ -162,12 +162,9 @@ class Bench:
         started = stack.enter_context(engine(launch, self._folder / subject.name / "engine.log"))
         return started, stack.enter_context(PeakMemory(started.pid))
 
-    def _measure(
-        self, subject: Subject, engine: Engine, memory: PeakMemory, start_seconds: float, tick: Callable[[], None]
-    ) -> str | None:
-        """Ask everything and record it; return why it was invalid, if it was."""
+    def _measure(self, subject: Subject, engine: Engine, memory: PeakMemory, start_seconds: float) -> None:
         settings, folder, key = self._config.evaluate, self._folder / subject.name, self._key(subject)
-        try:
+        with counting(f"asking {subject.name}", len(self._questions)) as tick:
             measured = measure(
                 engine.url,
                 self._config.serving.name,
@@ -176,8 +173,6 @@ class Bench:
                 concurrency=settings.concurrency,
                 tick=tick,
             )
-        except EvaluationInvalid as error:
-            return f"{subject.name}: {error}"
         evaluation = Evaluation(
             subject=subject.name,
             model_digest=subject.digest,
@@ -193,7 +188,6 @@ class Bench:
         )
         write_record(folder, key, evaluation, measured.answers)
         remember(self._cache, folder, key)
-        return None
 
     def _golden(self, done: dict[str, Evaluation]) -> Path:
         base = {answer.item: answer.text for answer in read_answers(done["base"])}
