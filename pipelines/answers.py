@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.artifacts import Answer
-from pipelines.durable import write_text
+from pipelines.system.durable import write_text
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:

@@ -19,11 +19,11 @@ from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
 from pipelines.errors import DONE, VlmopsError
 from pipelines.launch import environment, run_step
-from pipelines.processes import end_cleanly_on_sigterm
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.status import show_run, show_runs
 from pipelines.steps import STEPS
+from pipelines.system.processes import end_cleanly_on_sigterm
 
 EXAMPLES = """examples:
   vlmops doctor                                         what this machine can do
@@ -182,14 +182,14 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _stack(args: argparse.Namespace) -> int:  # noqa: ARG001
-    from pipelines.stack import run_stack  # its parts are not needed by any other command
+    from pipelines.embedded.stack import run_stack  # its parts are not needed by any other command
 
     require_fit(Settings())
     return run_stack(Settings())
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from pipelines.demo import run_demo
+    from pipelines.demo.story import run_demo
 
     require_fit(Settings())
     return run_demo(Settings(), keep=args.keep)

@@ -13,11 +13,11 @@ from typing import Any
 
 from pipelines.artifacts import EvalReport, GateDecision, ModelVersion
 from pipelines.config_file import load_config
-from pipelines.durable import write_text
 from pipelines.errors import BadInput
 from pipelines.run import Run, run_name
 from pipelines.settings import ROOT, Settings
 from pipelines.steps import EVALUATE, GATE, REGISTER
+from pipelines.system.durable import write_text
 
 CONFIG_PATTERN = r"^[A-Za-z0-9_./-]+\.ya?ml$"
 OVERRIDE_PATTERN = r"^[a-z_]+(\.[a-z0-9_]+)+=[^\r\n]{1,200}$"

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import BAD_INPUT, DONE, MachineUnfit
-from pipelines.machine import Machine
 from pipelines.settings import Settings
+from pipelines.system.machine import Machine
 
 SMALLEST_MEMORY_GIB = 6
 SMALLEST_DISK_GB = 6
@@ -96,7 +96,7 @@ def _int8_experts(machine: Machine) -> Check:
 
 def _ask_ml(settings: Settings) -> Machine | None:
     """The machine as the ml environment sees it, or None if that environment is not there."""
-    command = [settings.ml_python, "-m", "pipelines.machine"]
+    command = [settings.ml_python, "-m", "pipelines.system.machine"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):

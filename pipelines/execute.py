@@ -17,10 +17,10 @@ from typing import Any
 
 from pipelines import tracking
 from pipelines.errors import DONE, REJECTED, VlmopsError
-from pipelines.processes import end_cleanly_on_sigterm
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step, T
+from pipelines.system.processes import end_cleanly_on_sigterm
 
 log = logging.getLogger(__name__)
 

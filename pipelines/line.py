@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.config import Config
+from pipelines.embedded.mlflow_server import mlflow_server
 from pipelines.errors import DONE, REJECTED, BadInput, StepFailed
 from pipelines.launch import run_step
-from pipelines.mlflow_server import mlflow_server
 from pipelines.registry import Registry
 from pipelines.run import Run, run_name
 from pipelines.settings import Settings

@@ -13,13 +13,14 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
-from pipelines import processes, tracking
+from pipelines import tracking
 from pipelines.dag_runs import run_root
 from pipelines.errors import BAD_INPUT, DONE, FAILED, REJECTED, BadInput, PromotionFailed, StepFailed, Unreachable
 from pipelines.launch import command, environment
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step
+from pipelines.system import processes
 
 log = logging.getLogger(__name__)
 

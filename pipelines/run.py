@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.config import Config
-from pipelines.durable import write_text
 from pipelines.errors import BadInput, RunConflict
-from pipelines.manifest import text_digest
 from pipelines.steps import Step, T
+from pipelines.system.durable import write_text
+from pipelines.system.manifest import text_digest
 
 
 class Record(BaseModel):

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pipelines.durable import sha256_file, write_text
 from pipelines.errors import BadInput, Unreachable
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step
+from pipelines.system.durable import sha256_file, write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

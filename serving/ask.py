@@ -7,9 +7,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from pipelines.credentials import credential
 from pipelines.errors import DONE, BadInput, VlmopsError
 from pipelines.settings import Settings
+from pipelines.system.credentials import credential
 from serving.client import Client
 from serving.questions import encode
 from serving.served import read_served

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.durable import append_line
+from pipelines.system.durable import append_line
 
 State = Literal[
     "verify",

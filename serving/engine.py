@@ -20,7 +20,7 @@ import psutil
 
 from pipelines.config import Hardware, Images, Serving
 from pipelines.errors import EngineFailed
-from pipelines.processes import free_port, require_free_port, start, tail, wait_until
+from pipelines.system.processes import free_port, require_free_port, start, tail, wait_until
 from serving.client import healthy, served_names
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")

@@ -19,8 +19,8 @@ import psutil
 from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, Evaluation, QuantizedModel
 from pipelines.config import Config
 from pipelines.errors import BadInput, EvaluationInvalid
-from pipelines.manifest import text_digest, verify_manifest
 from pipelines.settings import Settings
+from pipelines.system.manifest import text_digest, verify_manifest
 from serving.engine import VLLM, Engine, Launch, engine, options
 from serving.golden import choose, write_golden
 from serving.measure import latency_ms, measure, scores

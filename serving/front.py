@@ -19,11 +19,11 @@ from pathlib import Path
 import httpx
 
 from pipelines.config_file import load_config
-from pipelines.credentials import credential
-from pipelines.durable import write_text
 from pipelines.errors import EngineFailed, MachineUnfit
-from pipelines.processes import require_free_port
 from pipelines.settings import Settings
+from pipelines.system.credentials import credential
+from pipelines.system.durable import write_text
+from pipelines.system.processes import require_free_port
 
 KEY = "VLMOPS_FRONT_KEY"
 """Environment variable that hands Caddy the key; it is in no file of Caddy's and not in what its admin port shows."""

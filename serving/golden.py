@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.artifacts import Answer
-from pipelines.durable import write_text
+from pipelines.system.durable import write_text
 from serving.questions import Message, Question, encode
 
 

@@ -16,10 +16,10 @@ from typing import NoReturn, Protocol
 from pipelines.artifacts import Deployment, ModelVersion
 from pipelines.config import Config
 from pipelines.errors import EngineFailed, PromotionFailed, Unreachable, VlmopsError
-from pipelines.manifest import verify_manifest
-from pipelines.processes import require_free_port, wait_until
 from pipelines.registry import Registry
 from pipelines.settings import Settings
+from pipelines.system.manifest import verify_manifest
+from pipelines.system.processes import require_free_port, wait_until
 from serving import front
 from serving.client import healthy, metrics
 from serving.deploy_log import DeployLog, State

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.config import Images
 from pipelines.errors import BadInput
-from pipelines.manifest import text_digest
+from pipelines.system.manifest import text_digest
 
 Message = dict[str, Any]
 

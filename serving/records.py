@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.artifacts import Answer, Evaluation
-from pipelines.durable import commit, write_text
-from pipelines.manifest import text_digest
+from pipelines.system.durable import commit, write_text
+from pipelines.system.manifest import text_digest
 
 ANSWERS = "answers.jsonl"
 RECORD = "record.json"

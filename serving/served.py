@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.artifacts import ModelVersion
 from pipelines.config import Config, Hardware, Images, Serving
-from pipelines.durable import write_text
 from pipelines.errors import BadInput
 from pipelines.settings import Settings
+from pipelines.system.durable import write_text
 from serving.engine import VLLM, Launch, find
 
 

@@ -16,8 +16,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from pipelines.durable import commit
-from pipelines.manifest import write_manifest
+from pipelines.system.durable import commit
+from pipelines.system.manifest import write_manifest
 from training.experts import ExpertLora
 from training.model import ATTENTION, MLP, Adapted, Targets
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipelines.errors import RunConflict
-from pipelines.manifest import ManifestMismatch, read_manifest, verify_manifest, write_manifest
+from pipelines.system.manifest import ManifestMismatch, read_manifest, verify_manifest, write_manifest
 
 log = logging.getLogger(__name__)
 

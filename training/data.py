@@ -11,15 +11,15 @@ from pathlib import Path
 
 from pipelines.artifacts import BaseSnapshot, Dataset, Reject
 from pipelines.config import Config
-from pipelines.durable import commit, write_text
 from pipelines.errors import DataRejected
-from pipelines.manifest import text_digest, write_manifest
-from training.digits import write_digits
-from training.encoding import Encoder, Unencodable, load_processor
-from training.pictures import Unusable
+from pipelines.system.durable import commit, write_text
+from pipelines.system.manifest import text_digest, write_manifest
+from training.builtin.digits import write_digits
+from training.chat.encoding import Encoder, Unencodable, load_processor
+from training.chat.pictures import Unusable
+from training.chat.rows import Row, read_row
+from training.chat.split import assign_splits
 from training.plots import plot_tokens
-from training.rows import Row, read_row
-from training.split import assign_splits
 
 BUCKET = 16
 """Tokens per bucket of the histogram."""

@@ -12,10 +12,10 @@ from typing import Any
 from pipelines.artifacts import BaseSnapshot
 from pipelines.config import Config
 from pipelines.errors import SourceRefused
-from pipelines.machine import local_int8_moe_kernel
-from pipelines.manifest import manifest_digest, write_manifest
 from pipelines.settings import Settings
-from training.tiny_recipe import RECIPES, Recipe, cached_base
+from pipelines.system.machine import local_int8_moe_kernel
+from pipelines.system.manifest import manifest_digest, write_manifest
+from training.builtin.recipe import RECIPES, Recipe, cached_base
 
 log = logging.getLogger(__name__)
 

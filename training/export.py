@@ -17,10 +17,10 @@ import torch
 
 from pipelines.artifacts import Adapter, BaseSnapshot, QuantizedModel
 from pipelines.config import Config, Images
-from pipelines.durable import commit
 from pipelines.errors import ExportRejected
-from pipelines.machine import require_disk
-from pipelines.manifest import verify_manifest, write_manifest
+from pipelines.system.durable import commit
+from pipelines.system.machine import require_disk
+from pipelines.system.manifest import verify_manifest, write_manifest
 from training.int8 import is_quantized, quantization_config, quantize, relative_error, scale_name
 from training.layout import Planned, expert_shape, plan
 from training.merge import LoraReader, add_update

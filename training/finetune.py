@@ -13,15 +13,15 @@ from transformers import PrinterCallback
 
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
 from pipelines.config import Config
-from pipelines.manifest import text_digest, verify_manifest
+from pipelines.system.manifest import text_digest, verify_manifest
 from training import checkpoints
 from training.adapter import LoraShape, save_adapter
-from training.dataset import Collator, EncodedRows
-from training.encoding import Encoder, load_processor
+from training.chat.dataset import Collator, EncodedRows
+from training.chat.encoding import Encoder, load_processor
+from training.chat.positions import token_positions
 from training.loss import AnswerLoss
 from training.model import Adapted, attach_lora, load_quantized
 from training.plots import plot_loss
-from training.positions import token_positions
 from training.trainer import AdapterTrainer, Journal, arguments
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from training.encoding import IGNORE
+from training.chat.encoding import IGNORE
 
 
 class AnswerLoss(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import ExportRejected
-from pipelines.manifest import NAME
+from pipelines.system.manifest import NAME
 from training.int8 import scale_name
 from training.shards import Spec, read_headers
 

@@ -17,8 +17,8 @@ from typing import BinaryIO, Self
 
 import torch
 
-from pipelines.durable import commit
 from pipelines.errors import ExportRejected
+from pipelines.system.durable import commit
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pipelines.artifacts import EvalReport
-from pipelines.mlflow_server import mlflow_server
+from pipelines.embedded.mlflow_server import mlflow_server
 from pipelines.registry import Registry
 from pipelines.run import Run, runs_below
 from pipelines.settings import Settings

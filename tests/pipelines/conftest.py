@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.mlflow_server import mlflow_server
+from pipelines.embedded.mlflow_server import mlflow_server
 from pipelines.settings import Settings
 
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import pytest
 
-from pipelines.processes import free_port
 from pipelines.settings import ROOT
+from pipelines.system.processes import free_port
 from pipelines.triggers import RegistryAliasTrigger
 
 

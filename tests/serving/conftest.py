@@ -16,9 +16,9 @@ import pytest
 
 from pipelines.config import Config, Hardware, Images, Serving
 from pipelines.errors import MachineUnfit
-from pipelines.manifest import write_manifest
-from pipelines.processes import require_free_port, running, wait_until
 from pipelines.settings import Settings
+from pipelines.system.manifest import write_manifest
+from pipelines.system.processes import require_free_port, running, wait_until
 from serving import front
 from serving.engine import find
 from serving.served import Served, engines

@@ -14,7 +14,7 @@ import pytest
 from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, QuantizedModel
 from pipelines.config import Config
 from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid
-from pipelines.manifest import ManifestMismatch, manifest_digest
+from pipelines.system.manifest import ManifestMismatch, manifest_digest
 from serving import evaluate as evaluation
 from serving.evaluate import Bench, subjects
 from serving.golden import choose, read_golden
@@ -168,7 +168,7 @@ def test_finished_subjects_are_not_measured_again(evaluate: Evaluate, tmp_path: 
 
 
 def test_a_changed_candidate_is_measured_again_and_the_base_is_not(evaluate: Evaluate, make: Maker) -> None:
-    from pipelines.manifest import write_manifest
+    from pipelines.system.manifest import write_manifest
 
     first = evaluate()
     (make.folder / "model-2" / "more").write_text("x")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from pipelines.credentials import credential
 from pipelines.errors import EngineFailed, MachineUnfit
-from pipelines.processes import running, wait_until
 from pipelines.settings import Settings
+from pipelines.system.credentials import credential
+from pipelines.system.processes import running, wait_until
 from serving import front
 from serving.client import healthy
 from tests.serving.conftest import DOUBLE, Maker

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipelines.credentials import credential
 from pipelines.errors import PromotionFailed, Unreachable
 from pipelines.settings import Settings
+from pipelines.system.credentials import credential
 from serving import front
 from serving.client import served_names
 from serving.deploy_log import DeployLog

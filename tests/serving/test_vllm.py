@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.config import Config
-from pipelines.processes import tail
+from pipelines.system.processes import tail
 from serving.client import Client, metrics, served_names
 from serving.engine import Engine, Launch, engine
 from tests.serving.conftest import DOUBLE, Maker
@@ -27,8 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in dense model, untrained."""
     import torch
 
-    from training.tiny_architecture import build_model
-    from training.tiny_processor import build_processor
+    from training.builtin.architecture import build_model
+    from training.builtin.processor import build_processor
 
     folder = tmp_path_factory.mktemp("model")
     processor = build_processor()

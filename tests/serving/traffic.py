@@ -12,8 +12,8 @@ from typing import Self
 
 import httpx
 
-from pipelines.credentials import credential
 from pipelines.settings import Settings
+from pipelines.system.credentials import credential
 
 PADDING = "x" * 20_000
 """Bodies are as large as small pictures."""

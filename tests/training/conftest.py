@@ -11,13 +11,13 @@ import torch
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
 from pipelines.config import Config
 from pipelines.config_file import load_config
-from pipelines.manifest import manifest_digest
 from pipelines.settings import ROOT
+from pipelines.system.manifest import manifest_digest
 from tests.training.parts import Configure, adapted_model, store_adapter, write_source
+from training.builtin.build import build_base
+from training.builtin.recipe import Recipe
+from training.chat.encoding import Encoder, load_processor
 from training.data import prepare
-from training.encoding import Encoder, load_processor
-from training.tiny import build_base
-from training.tiny_recipe import Recipe
 
 PICTURES = {"printed": 40, "colours": 12, "shapes": 12}
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
 from pipelines.config import Config
 from training.adapter import LoraShape, save_adapter
-from training.drawings import draw_many
+from training.builtin.drawings import draw_many
 from training.model import Adapted, attach_lora, load_quantized
 
 DIE = Path(__file__).with_name("die.py")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from pipelines.artifacts import BaseSnapshot
-from pipelines.manifest import read_manifest
+from pipelines.system.manifest import read_manifest
 from tests.training.parts import adapted_model, store_adapter
 from training.adapter import LoraShape, pack_experts, peft_config, read_weights, unpack_experts
 from training.experts import PackedStack

@@ -8,8 +8,8 @@ from transformers import AutoModelForImageTextToText
 
 from pipelines.artifacts import BaseSnapshot
 from training.attention import packed_attention, use_packed_vision_attention
-from training.drawings import draw_many
-from training.encoding import Encoder
+from training.builtin.drawings import draw_many
+from training.chat.encoding import Encoder
 
 
 @pytest.mark.parametrize("lengths", [[4, 4, 4], [4, 8, 2]])

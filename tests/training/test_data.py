@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.errors import DataRejected
-from pipelines.manifest import verify_manifest
+from pipelines.system.manifest import verify_manifest
 from tests.training.parts import Configure, run_until_killed, write_rows, write_source
 from training.data import prepare
 

@@ -13,8 +13,8 @@ from pipelines.artifacts import BaseSnapshot
 from pipelines.errors import SourceRefused
 from tests.training.parts import Configure
 from training import download as module
+from training.builtin.recipe import Recipe
 from training.download import download
-from training.tiny_recipe import Recipe
 
 QUICK = Recipe("moe", threads=1, steps=1, batch_size=2, pictures={"printed": 2})
 

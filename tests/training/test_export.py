@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pipelines.artifacts import Adapter, BaseSnapshot
 from pipelines.errors import ExportRejected, MachineUnfit
-from pipelines.manifest import ManifestMismatch, read_manifest, verify_manifest
+from pipelines.system.manifest import ManifestMismatch, read_manifest, verify_manifest
 from tests.training.parts import Configure, adapted_model, run_until_killed, store_adapter
 from training import export as module
 from training.export import export

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
 from pipelines.errors import RunConflict, TrainingFailed
-from pipelines.manifest import ManifestMismatch, verify_manifest
+from pipelines.system.manifest import ManifestMismatch, verify_manifest
 from tests.training.parts import Configure, run_until_killed
 from training import trainer
 from training.finetune import finetune

@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from pipelines.artifacts import BaseSnapshot, Dataset
-from training.dataset import Collator, EncodedRows, Sample
-from training.encoding import IGNORE, Encoded, Encoder
+from training.chat.dataset import Collator, EncodedRows, Sample
+from training.chat.encoding import IGNORE, Encoded, Encoder
+from training.chat.positions import token_positions
 from training.loss import AnswerLoss, exact_matches
-from training.positions import token_positions
 
 
 def _setup(base: BaseSnapshot, data: Dataset, encoder: Encoder) -> tuple[AnswerLoss, list[Sample]]:

@@ -1,0 +1,1 @@
+"""`make demo`: the whole line, shown as it goes."""

@@ -1,0 +1,1 @@
+"""What every package needs of the machine: whole files, digests, processes, secrets, facts."""

@@ -1,0 +1,99 @@
+"""What this machine can do: processor, memory, disk, GPUs. `python -m pipelines.system.machine` prints it as JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.errors import MachineUnfit
+
+Kernel = Literal["amx", "zentorch"]
+
+
+class Machine(BaseModel):
+    """Facts of one machine, as seen by one interpreter."""
+
+    model_config = ConfigDict(frozen=True)
+
+    python: str
+    cores: int
+    memory_gib: float
+    processor: str
+    int8_moe_kernel: Kernel | None
+    """What computes INT8 experts on this CPU; None: nothing does."""
+
+    gpus: tuple[str, ...]
+    """Names of the NVIDIA cards, or why they are unknown."""
+
+
+def int8_moe_kernel(cpuinfo: str, *, zentorch: bool) -> Kernel | None:
+    """What can compute INT8 experts on a CPU: AMX instructions, or zentorch on an AMD Zen with AVX-512.
+
+    Args:
+        cpuinfo: The text of /proc/cpuinfo.
+        zentorch: Whether the package is installed.
+    """
+    if "amx_int8" in cpuinfo:
+        return "amx"
+    if zentorch and "AuthenticAMD" in cpuinfo and "avx512" in cpuinfo:
+        return "zentorch"
+    return None
+
+
+def local_int8_moe_kernel() -> Kernel | None:
+    """The same for this machine and this interpreter's environment."""
+    return int8_moe_kernel(_cpuinfo(), zentorch=importlib.util.find_spec("zentorch") is not None)
+
+
+def inspect() -> Machine:
+    """Look at this machine."""
+    models = [line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
+    return Machine(
+        python=platform.python_version(),
+        cores=psutil.cpu_count() or 1,
+        memory_gib=psutil.virtual_memory().total / 2**30,
+        processor=models[0] if models else platform.processor(),
+        int8_moe_kernel=local_int8_moe_kernel(),
+        gpus=_gpus(),
+    )
+
+
+def require_disk(folder: Path, need_bytes: int, purpose: str) -> None:
+    """Raise MachineUnfit if the disk of `folder` has less free space than needed."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise MachineUnfit(
+            f"{purpose} needs {need_bytes / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free; "
+            f"free some, or set VLMOPS_HOME to a larger disk"
+        )
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
+
+
+def _gpus() -> tuple[str, ...]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return (f"unknown ({error})",)
+    try:
+        handles = (pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount()))
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(inspect().model_dump()))

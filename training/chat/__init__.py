@@ -1,0 +1,1 @@
+"""Chat rows with images: read, checked, split and turned into tensors."""
