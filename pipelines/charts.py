@@ -37,5 +37,6 @@ def accuracy_chart(report: EvalReport, path: Path) -> None:
     axes.set_xticks(range(len(slices)), [f"{name}\nn = {n}" for name, n in zip(slices, counts, strict=True)])
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("right answers")
-    axes.legend(loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(evaluations), frameon=False)
     figure.savefig(path, dpi=120)

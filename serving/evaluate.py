@@ -30,6 +30,9 @@ from serving.questions import Question, prompt_digest, read_questions
 from serving.records import ANSWERS, read_answers, read_record, recall, remember, write_record
 
 log = logging.getLogger(__name__)
+LASTING = {"base"}
+"""Measured once on a machine, as the base is the same in every run. What is to be judged is measured in its own run."""
+
 ENGINE_BYTES = 2.5 * 2**30
 """Host memory that an engine needs besides weights and KV cache, generously."""
 
@@ -106,7 +109,7 @@ class Bench:
         key, folder = self._key(subject), self._folder / subject.name
         if read_record(folder, key) is not None:
             log.info("%s was already measured; its answers are kept", subject.name)
-        elif recall(self._cache, folder, key) is not None:
+        elif subject.name in LASTING and recall(self._cache, folder, key) is not None:
             log.info("%s was measured before on this machine; its answers come from %s", subject.name, self._cache)
 
     def _recorded(self, subject: Subject) -> Evaluation | None:
@@ -187,7 +190,8 @@ class Bench:
             peak_gib=memory.gib,
         )
         write_record(folder, key, evaluation, measured.answers)
-        remember(self._cache, folder, key)
+        if subject.name in LASTING:
+            remember(self._cache, folder, key)
 
     def _golden(self, done: dict[str, Evaluation]) -> Path:
         base = {answer.item: answer.text for answer in read_answers(done["base"])}

@@ -178,14 +178,16 @@ def test_a_changed_candidate_is_measured_again_and_the_base_is_not(evaluate: Eva
     assert second.evaluations[1].model_digest != first.evaluations[1].model_digest
 
 
-def test_the_cache_serves_another_run(evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_base_is_measured_once_for_all_runs(
+    evaluate: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = evaluate()
     caplog.set_level("INFO")
     second = evaluate(folder="other")
-    assert _starts(tmp_path / "other") == {}
-    assert second.evaluations[1].scores == first.evaluations[1].scores
-    assert second.evaluations[1].answers == tmp_path / "other" / "candidate" / "answers.jsonl"
-    assert "measured before on this machine" in caplog.text
+    assert set(_starts(tmp_path / "other")) == {"candidate"}  # what is judged is served and asked in its own run
+    assert second.evaluations[0].scores == first.evaluations[0].scores
+    assert second.evaluations[0].answers == tmp_path / "other" / "base" / "answers.jsonl"
+    assert "base was measured before on this machine" in caplog.text
 
 
 def test_damaged_answers_are_not_taken_for_whole(evaluate: Evaluate, tmp_path: Path) -> None:

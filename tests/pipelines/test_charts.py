@@ -1,0 +1,22 @@
+"""The accuracy picture shows what was measured, also when the merged model was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.charts import accuracy_chart
+from pipelines.settings import Settings
+from pipelines.steps import EVALUATE
+from tests.pipelines.finished_run import evaluated_run
+
+
+@pytest.mark.parametrize("subjects", [("base", "merged", "candidate"), ("base", "candidate")])
+def test_a_picture_is_drawn(settings: Settings, tmp_path: Path, subjects: tuple[str, ...]) -> None:
+    report = evaluated_run(settings, "drawn", "drawn").read(EVALUATE)
+    kept = tuple(evaluation for evaluation in report.evaluations if evaluation.subject in subjects)
+    path = tmp_path / "accuracy.png"
+    accuracy_chart(report.model_copy(update={"evaluations": kept}), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 5_000
