@@ -61,7 +61,7 @@ def reasons_table(title: str, run: Run) -> Table:
 def files_table(run: Run, report: EvalReport) -> Table:
     """What INT8 saves, and how often it says the same as the merged bf16 model."""
     model = run.read(EXPORT)
-    table = Table("files", "size", "agreement with merged bf16", title="what the export wrote")
+    table = Table("files", "size", "agreement with merged bf16", title="what INT8 saves, and what it costs")
     merged, candidate = report.subject("merged"), report.subject("candidate")
     if merged is not None and model.merged_bytes is not None:
         table.add_row("merged bf16", _size(model.merged_bytes), "")

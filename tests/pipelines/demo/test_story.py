@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +15,13 @@ import pytest
 from rich.console import Console
 
 from pipelines import dag_runs
+from pipelines.demo import story
 from pipelines.demo.screen import Screen
 from pipelines.demo.story import DemoFailed, Story, clear, demo_settings, run_demo
+from pipelines.embedded import mlflow_server
 from pipelines.embedded import state as stack_state
 from pipelines.embedded.airflow_api import Airflow, Review, TaskState
+from pipelines.embedded.stack import Stack, stay
 from pipelines.errors import MachineUnfit
 from pipelines.run import Run
 from pipelines.settings import Settings
@@ -24,8 +29,8 @@ from pipelines.steps import REDEPLOY, RETRAIN
 from tests import fake_python
 
 
-def test_the_whole_story_ends_well_with_everything_stopped(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_whole_story_stays_up_until_ctrl_c_and_ends_with_everything_stopped(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = fake_python.install(tmp_path)
     settings = settings.model_copy(update={"ml_python": python, "core_python": python})
@@ -34,7 +39,16 @@ def test_the_whole_story_ends_well_with_everything_stopped(
     (home.runs / "old").touch()  # of an earlier demo
     fake_python.plan(home.home, real=["register", "target"])
     before = psutil.Process().children()
-    assert run_demo(settings, keep=False) == 0
+    up = []
+
+    def look_and_press_ctrl_c(stack: Stack) -> None:
+        up.append(mlflow_server.answers(stack.mlflow_url))
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        stay(stack)
+
+    monkeypatch.setattr(story, "stay", look_and_press_ctrl_c)
+    assert run_demo(settings, keep=True) == 0
+    assert up == [True]
     shown = capsys.readouterr().out
     for words in (
         "the demo itself approves, through Airflow's REST API, as the user reviewer",
@@ -43,6 +57,7 @@ def test_the_whole_story_ends_well_with_everything_stopped(
         "37.0% (32.0% to 42.0%)",
         "answer: seven",
         "log in as reviewer or admin, passwords in",
+        "everything stays up until Ctrl-C",
         "everything is stopped",
     ):
         assert words in shown
