@@ -40,7 +40,7 @@ def execute(run: Run, step: Step[T], *, again: bool = False) -> T:
         began = time.monotonic()
         try:
             artifact: T = pkgutil.resolve_name(step.target)(run.config, folder, *inputs)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C and SIGTERM too: whatever ended the attempt is its reason
             run.write_failure(step, error)
             raise
         run.write(step, artifact, seconds=time.monotonic() - began, peak_gib=peak_gib())

@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from pipelines.answers import read_answers
 from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, Evaluation, QuantizedModel
 from pipelines.config import Config
 from pipelines.errors import BadInput, EvaluationInvalid
@@ -27,7 +28,7 @@ from serving.measure import latency_ms, measure, scores
 from serving.memory import PeakMemory
 from serving.progress import counting
 from serving.questions import Question, prompt_digest, read_questions
-from serving.records import ANSWERS, read_answers, read_record, recall, remember, write_record
+from serving.records import ANSWERS, read_record, recall, remember, write_record
 
 log = logging.getLogger(__name__)
 LASTING = {"base"}
@@ -194,8 +195,9 @@ class Bench:
             remember(self._cache, folder, key)
 
     def _golden(self, done: dict[str, Evaluation]) -> Path:
-        base = {answer.item: answer.text for answer in read_answers(done["base"])}
-        answers = choose(read_answers(done["candidate"]), base, self._config.evaluate.golden_items)
+        base = {item: answer.text for item, answer in read_answers(done["base"].answers).items()}
+        candidate = tuple(read_answers(done["candidate"].answers).values())
+        answers = choose(candidate, base, self._config.evaluate.golden_items)
         return write_golden(self._folder / "golden", answers, self._questions, self._config.evaluate.max_new_tokens)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.answers import read_answers, write_answers
 from pipelines.artifacts import Answer, Evaluation
-from pipelines.system.durable import commit, write_text
-from pipelines.system.manifest import text_digest
+from pipelines.system.durable import commit, sha256_file, write_text
 
 ANSWERS = "answers.jsonl"
 RECORD = "record.json"
@@ -37,9 +37,8 @@ def write_record(folder: Path, key: str, evaluation: Evaluation, answers: Sequen
     """Keep a measurement: its answers, and last the record."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
-    text = "".join(answer.model_dump_json() + "\n" for answer in answers)
-    write_text(folder / ANSWERS, text)
-    record = Record(key=key, answers_digest=text_digest(text), evaluation=evaluation)
+    write_answers(folder / ANSWERS, answers)
+    record = Record(key=key, answers_digest=sha256_file(folder / ANSWERS), evaluation=evaluation)
     write_text(folder / RECORD, record.model_dump_json(indent=1))
     return evaluation
 
@@ -51,13 +50,8 @@ def read_record(folder: Path, key: str) -> Evaluation | None:
     record = Record.model_validate_json((folder / RECORD).read_text())
     if record.key != key or not (folder / ANSWERS).is_file():
         return None
-    whole = text_digest((folder / ANSWERS).read_text()) == record.answers_digest
+    whole = sha256_file(folder / ANSWERS) == record.answers_digest
     return record.evaluation.model_copy(update={"answers": folder / ANSWERS}) if whole else None
-
-
-def read_answers(evaluation: Evaluation) -> tuple[Answer, ...]:
-    """The answers of a measurement, in the order of the questions."""
-    return tuple(Answer.model_validate_json(line) for line in evaluation.answers.read_text().splitlines())
 
 
 def remember(cache: Path, folder: Path, key: str) -> None:
@@ -77,6 +71,5 @@ def recall(cache: Path, folder: Path, key: str) -> Evaluation | None:
     """Bring a measurement from the cache into the step's folder, or None if it is not there whole."""
     if (evaluation := read_record(cache / key, key)) is None:
         return None
-    return write_record(
-        folder, key, evaluation.model_copy(update={"answers": folder / ANSWERS}), read_answers(evaluation)
-    )
+    answers = tuple(read_answers(evaluation.answers).values())
+    return write_record(folder, key, evaluation.model_copy(update={"answers": folder / ANSWERS}), answers)

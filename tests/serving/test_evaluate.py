@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.answers import read_answers
 from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, QuantizedModel
 from pipelines.config import Config
 from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid
@@ -18,7 +19,6 @@ from pipelines.system.manifest import ManifestMismatch, manifest_digest
 from serving import evaluate as evaluation
 from serving.evaluate import Bench, subjects
 from serving.golden import choose, read_golden
-from serving.records import read_answers
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
 
 Evaluate = Callable[..., EvalReport]
@@ -91,7 +91,7 @@ def test_report(evaluate: Evaluate, no_process_left: None) -> None:
     assert (candidate.scores["s1"].correct, candidate.scores["s1"].n) == (3, 3)
     assert candidate.scores["s0"].correct == 0
     assert candidate.scores["s1"].low < 1 == candidate.scores["s1"].high
-    assert [answer.item for answer in read_answers(candidate)] == [f"q{number}" for number in range(6)]
+    assert list(read_answers(candidate.answers)) == [f"q{number}" for number in range(6)]
     assert candidate.peak_gib > 0
     assert 0 < candidate.latency_p50_ms <= candidate.latency_p99_ms
 
@@ -197,7 +197,7 @@ def test_damaged_answers_are_not_taken_for_whole(evaluate: Evaluate, tmp_path: P
     (tmp_path / "run" / "base" / "engine.log").unlink()
     report = evaluate()
     assert _starts(tmp_path / "run") == {"base": 1, "candidate": 1}
-    assert len(read_answers(report.evaluations[0])) == 6
+    assert len(read_answers(report.evaluations[0].answers)) == 6
 
 
 def _evaluate_and_die(evaluate: Evaluate) -> None:
@@ -229,7 +229,7 @@ def test_killed_in_the_middle_it_takes_up_the_missing_subject(
 
 def test_golden_prefers_what_the_base_answers_otherwise(evaluate: Evaluate) -> None:
     report = evaluate()
-    answers = read_answers(report.evaluations[1])
+    answers = tuple(read_answers(report.evaluations[1].answers).values())
     base = {answer.item: answer.text for answer in answers} | {"q4": "other"}
     chosen = choose(answers, base, 4)
     assert chosen[0].item == "q4"
