@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.artifacts import BaseSnapshot
 from pipelines.errors import SourceRefused
+from pipelines.system.manifest import verify_manifest
 from tests.training.parts import Configure
+from tests.training.sources.models import COMMIT, HF, HubSite, model
+from tests.training.sources.site import serving
 from training import download as module
 from training.builtin.recipe import Recipe
 from training.download import download
@@ -111,3 +114,33 @@ def test_the_fallback_is_not_used_where_the_model_can_be_served(
 ) -> None:
     monkeypatch.setattr(module, "local_int8_moe_kernel", lambda: kernel)
     assert download(configure(override), tmp_path).source == "builtin://tiny-qwen3-vl-moe"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubSite]:
+    monkeypatch.setenv("VLMOPS_CACHE_DIR", str(tmp_path / "cache"))
+    with serving() as site:
+        monkeypatch.setenv("HF_ENDPOINT", site.url)
+        yield HubSite(site, model())
+
+
+def test_a_model_of_a_hub_is_pinned_by_its_commit_and_its_bytes(
+    hub: HubSite, tmp_path: Path, configure: Configure
+) -> None:
+    config = configure(f"model.source={HF}", "model.fallback=null")
+    snapshot = download(config, tmp_path)
+    verify_manifest(snapshot.path, snapshot.digest)
+    assert (snapshot.source, snapshot.revision) == (str(HF), COMMIT)
+    assert snapshot.architecture == "Qwen3VLMoeForConditionalGeneration"
+    assert snapshot.path.is_relative_to(tmp_path / "cache")
+    assert download(config, tmp_path) == snapshot
+
+
+def test_the_weights_of_a_mixture_that_cannot_be_served_are_not_fetched(
+    hub: HubSite, local: Path, tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "local_int8_moe_kernel", lambda: None)
+    config = configure(f"model.source={HF}", f"model.fallback=file://{local}")
+    assert download(config, tmp_path).source == f"file://{local}"
+    assert hub.site.asked("config.json")
+    assert not hub.site.asked(".safetensors")
