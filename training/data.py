@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.artifacts import BaseSnapshot, Dataset, Reject
@@ -15,37 +15,34 @@ from pipelines.errors import DataRejected
 from pipelines.system.durable import commit, write_text
 from pipelines.system.manifest import text_digest, write_manifest
 from training.builtin.digits import write_digits
-from training.chat.encoding import Encoder, Unencodable, load_processor
-from training.chat.pictures import Unusable
-from training.chat.rows import Row, read_row
+from training.chat.checking import Counted, check_rows
+from training.chat.encoding import Encoder, load_processor
+from training.chat.overlap import find_duplicates, find_leaks
+from training.chat.preflight import Report, report_on, summarize
+from training.chat.rejects import Origin
+from training.chat.rows import Row
 from training.chat.split import assign_splits
+from training.formats.source import Source, open_source
 from training.plots import plot_tokens
 
+log = logging.getLogger(__name__)
+
 BUCKET = 16
-"""Tokens per bucket of the histogram."""
+"""Tokens per bucket of the artifact's histogram."""
 
 SPLITS = ("train", "eval", "test")
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A usable row and its tokens."""
-
-    row: Row
-    tokens: int
-    visual: int
 
 
 def prepare(config: Config, folder: Path, base: BaseSnapshot) -> Dataset:
     """Make a checked data set out of the config's source.
 
     Args:
-        config: Sections `data` and `images` are used.
-        folder: The step's folder. Gets `data/` (rows, images, manifest), `rejects.jsonl` and `tokens.png`.
+        config: Sections `data` and `images`, of `train` what makes its batches, and how many images are served.
+        folder: The step's folder. Gets `data/` (rows, images, manifest), `rejects.jsonl`, `report.json`, `tokens.png`.
         base: Its processor counts the tokens.
 
     Raises:
-        DataRejected: Too many rows are unusable, or a split is empty.
+        DataRejected: Too many rows are unusable, a split is empty, or a test row shows more images than will be served.
     """
     final, partial = folder / "data", folder / ".data.partial"
     for leftover in (final, partial):
@@ -54,50 +51,24 @@ def prepare(config: Config, folder: Path, base: BaseSnapshot) -> Dataset:
     encoder = Encoder(load_processor(base.path, config.images.min_pixels, config.images.max_pixels))
     with _source(config, folder) as source:
         rows, rejects = check_rows(source, partial / "images", encoder, config.data.max_tokens)
-    rows, leaks = _seal_test(_split(rows, config))
-    rejects = sorted([*rejects, *leaks], key=lambda reject: reject.line)
+    rows, rejects = _separate(rows, rejects, config)
     write_text(folder / "rejects.jsonl", "".join(reject.model_dump_json() + "\n" for reject in rejects))
     _require_enough(rows, rejects, config.data.max_reject_share)
+    _require_servable(rows, config.serving.images_per_request)
+    report = report_on(config.data.source, rows, rejects, config.images, config.train)
+    _publish(report, config.data.max_tokens, folder)
     _write(partial, [counted.row for counted in rows])
     digest = write_manifest(partial)
     commit(partial, final)
-    plot_tokens([counted.tokens for counted in rows], folder / "tokens.png")
-    return _artifact(final, digest, rows, rejects)
-
-
-def check_rows(source: Path, images: Path, encoder: Encoder, max_tokens: int) -> tuple[list[Counted], list[Reject]]:
-    """Sort the lines of `source/data.jsonl` into usable rows and rejects.
-
-    Args:
-        source: Folder with `data.jsonl` and the images that it names.
-        images: Folder that usable images are stored in.
-        encoder: Counts the tokens.
-        max_tokens: Longer rows are rejected.
-    """
-    rows: list[Counted] = []
-    rejects: list[Reject] = []
-    seen: set[str] = set()
-    for number, line in _lines(source / "data.jsonl"):
-        try:
-            counted = _count(read_row(number, line, source, images, encoder.special), encoder, max_tokens)
-            if counted.row.id in seen:
-                raise Unusable("duplicate id", counted.row.id)
-        except Unusable as error:
-            rejects.append(Reject(line=number, reason=error.reason, detail=error.detail))
-            continue
-        seen.add(counted.row.id)
-        rows.append(counted)
-    return rows, rejects
+    return _artifact(final, digest, rows, rejects, report)
 
 
 @contextmanager
-def _source(config: Config, folder: Path) -> Iterator[Path]:
-    """The folder that holds `data.jsonl`; a built-in one exists while the block runs."""
+def _source(config: Config, folder: Path) -> Iterator[Source]:
+    """The rows of the config's source; a built-in one exists while the block runs."""
     scheme, _, place = config.data.source.partition("://")
     if scheme == "file":
-        if not (Path(place) / "data.jsonl").is_file():
-            raise DataRejected(f"{place}: no data.jsonl in it; data.source names a folder that has one")
-        yield Path(place)
+        yield open_source(Path(place), config.data.format)
         return
     if place != "digits":
         raise DataRejected(f"{config.data.source}: no such built-in data set; there is builtin://digits")
@@ -105,28 +76,24 @@ def _source(config: Config, folder: Path) -> Iterator[Path]:
     shutil.rmtree(built, ignore_errors=True)
     built.mkdir()
     write_digits(built, replay=config.data.replay, seed=config.data.seed)
-    yield built
+    yield open_source(built)
     shutil.rmtree(built)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    with file.open("rb") as lines:
-        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+def _separate(rows: Sequence[Counted], rejects: Sequence[Reject], config: Config) -> tuple[list[Counted], list[Reject]]:
+    """Give every row a split, and set aside what a split must not hold: duplicates, and questions that are held out."""
+    duplicates = find_duplicates([counted.row for counted in rows])
+    split = _split(_without(rows, duplicates), config)
+    leaks = find_leaks([counted.row for counted in split])
+    found = [*rejects, *duplicates.values(), *leaks.values()]
+    return _without(split, leaks), sorted(found, key=lambda reject: (reject.file, reject.line))
 
 
-def _count(row: Row, encoder: Encoder, max_tokens: int) -> Counted:
-    try:
-        tokens, visual = encoder.count(row.chat(), [picture.size for picture in row.pictures])
-    except Unencodable as error:
-        raise Unusable("not expressible", f"{row.id}: {error}") from None
-    except ValueError as error:  # the image processor's own limit on the ratio of width to height
-        raise Unusable("unsupported image shape", f"{row.id}: {error}") from None
-    if tokens > max_tokens:
-        raise Unusable("too long", f"{row.id}: {tokens} tokens, data.max_tokens is {max_tokens}")
-    return Counted(row, tokens, visual)
+def _without(rows: Sequence[Counted], rejects: dict[Origin, Reject]) -> list[Counted]:
+    return [counted for counted in rows if counted.row.origin not in rejects]
 
 
-def _split(rows: list[Counted], config: Config) -> list[Counted]:
+def _split(rows: Sequence[Counted], config: Config) -> list[Counted]:
     free = [counted.row for counted in rows if counted.row.split is None]
     splits = assign_splits(
         [(row.slice, row.answer) for row in free],
@@ -134,47 +101,55 @@ def _split(rows: list[Counted], config: Config) -> list[Counted]:
         test_share=config.data.test_share,
         seed=config.data.seed,
     )
-    named = {row.number: split for row, split in zip(free, splits, strict=True)}
-    return [replace(c, row=replace(c.row, split=c.row.split or named[c.row.number])) for c in rows]
+    given = {row.origin: split for row, split in zip(free, splits, strict=True)}
+    return [c.into(given[c.row.origin]) if c.row.split is None else c for c in rows]
 
 
-def _seal_test(rows: list[Counted]) -> tuple[list[Counted], list[Reject]]:
-    """Rows of the other splits that ask a question of the test split are rejected: the test stays as it is."""
-    sealed = {counted.row.question for counted in rows if counted.row.split == "test"}
-    clean, leaks = [], []
-    for counted in rows:
-        row = counted.row
-        if row.split != "test" and row.question in sealed:
-            detail = f"{row.id}: the test split asks the same of the same images"
-            leaks.append(Reject(line=row.number, reason="test leakage", detail=detail))
-        else:
-            clean.append(counted)
-    return clean, leaks
-
-
-def _require_enough(rows: list[Counted], rejects: list[Reject], max_share: float) -> None:
+def _require_enough(rows: Sequence[Counted], rejects: Sequence[Reject], max_share: float) -> None:
     total = len(rows) + len(rejects)
     if len(rejects) > max_share * total:
+        reasons = "\n".join(
+            f"  {found.count} x {found.reason}, first in {first.file} line {first.line}: {first.detail}"
+            for found in summarize(rejects)
+            for first in found.examples[:1]
+        )
         raise DataRejected(
             f"{len(rejects)} of {total} rows are unusable, data.max_reject_share allows {max_share:.0%}; "
-            f"all are in rejects.jsonl\n{_summary(rejects)}"
+            f"all are in rejects.jsonl\n{reasons}"
         )
     missing = set(SPLITS) - {counted.row.split for counted in rows}
     if missing:
         raise DataRejected(f"no rows in split {', '.join(sorted(missing))} of {total}; add rows or raise its share")
 
 
-def _summary(rejects: Iterable[Reject]) -> str:
-    """Counts by reason, each with its first example."""
-    first: dict[str, Reject] = {}
-    counts = Counter(reject.reason for reject in rejects if first.setdefault(reject.reason, reject))
-    return "\n".join(
-        f"  {count} x {reason}, first in line {first[reason].line}: {first[reason].detail}"
-        for reason, count in counts.most_common()
+def _require_servable(rows: Sequence[Counted], images_per_request: int) -> None:
+    """The engine would refuse these questions, after hours of training."""
+    asked = [c.row for c in rows if c.row.split == "test" and len(c.row.pictures) > images_per_request]
+    if asked:
+        most = max(len(row.pictures) for row in asked)
+        raise DataRejected(
+            f"{len(asked)} test rows show more images than serving.images_per_request {images_per_request} allows, "
+            f"such as {asked[0].id}; set it to {most}, or take those rows out"
+        )
+
+
+def _publish(report: Report, max_tokens: int, folder: Path) -> None:
+    """Show the report: as a file, as a picture and in the log."""
+    write_text(folder / "report.json", report.model_dump_json(indent=1))
+    plot_tokens(report.tokens.buckets, max_tokens, folder / "tokens.png")
+    log.info("%s: %s", report.source, ", ".join(f"{n:,} rows as {style}" for style, n in report.styles.items()))
+    for found in report.rejects:
+        log.warning("%d rows set aside: %s, such as %s", found.count, found.reason, found.examples[0].detail)
+    if report.shared_image_rows:
+        log.warning("%d training rows show an image that held-out rows ask about too", report.shared_image_rows)
+    tokens, epoch = report.tokens, report.epoch
+    log.info(
+        "tokens per row: half up to %d, 99 %% up to %d, longest %d, %.0f %% visual; %d steps an epoch, %.1f epochs",
+        *(tokens.p50, tokens.p99, tokens.max, 100 * tokens.visual_share, epoch.steps, epoch.passes),
     )
 
 
-def _write(folder: Path, rows: list[Row]) -> None:
+def _write(folder: Path, rows: Sequence[Row]) -> None:
     for split in SPLITS:
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(row.json() + "\n" for row in rows if row.split == split)
@@ -184,18 +159,17 @@ def _write(folder: Path, rows: list[Row]) -> None:
             image.unlink()
 
 
-def _artifact(path: Path, digest: str, rows: list[Counted], rejects: list[Reject]) -> Dataset:
+def _artifact(path: Path, digest: str, rows: Sequence[Counted], rejects: Sequence[Reject], report: Report) -> Dataset:
     buckets = Counter(counted.tokens // BUCKET for counted in rows)
-    per_slice = Counter((str(counted.row.split), counted.row.slice) for counted in rows)
-    slices = {split: {s: n for (of, s), n in sorted(per_slice.items()) if of == split} for split in SPLITS}
     tests = sorted(text_digest(r.id, r.slice, r.question, r.answer) for r in (c.row for c in rows) if r.split == "test")
     return Dataset(
         path=path,
         digest=digest,
         test_digest=text_digest(*tests),
-        rows={split: sum(slices[split].values()) for split in SPLITS},
-        slices=slices,
+        rows={split: sum(report.rows[split].values()) for split in SPLITS},
+        slices=report.rows,
         rejects=tuple(rejects),
         tokens=tuple(buckets[i] for i in range(max(buckets) + 1)),
-        visual_share=sum(c.visual for c in rows) / sum(c.tokens for c in rows),
+        visual_share=report.tokens.visual_share,
+        preflight=report.key_figures(),
     )

@@ -7,13 +7,29 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from training.chat.preflight import Bucket
 
-def plot_tokens(tokens: Sequence[int], path: Path) -> None:
-    """Write a histogram of tokens per row."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
+
+def plot_tokens(buckets: Sequence[Bucket], max_tokens: int, path: Path) -> None:
+    """Write a histogram of tokens per row: how many tokens rows of each length hold, text below and visual above.
+
+    Args:
+        buckets: Of equal width.
+        max_tokens: Longer rows were set aside; drawn as a line, outside the picture if far away.
+        path: The PNG file.
+    """
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.hist(tokens, bins=min(40, max(tokens) - min(tokens) + 1))
-    axes.set(xlabel="tokens per row", ylabel="rows", title=f"{len(tokens)} rows, longest {max(tokens)} tokens")
+    left = [bucket.first for bucket in buckets]
+    width = buckets[0].last - buckets[0].first + 1
+    text, visual = [b.text / 1000 for b in buckets], [b.visual / 1000 for b in buckets]
+    axes.bar(left, text, width, align="edge", label="text")
+    axes.bar(left, visual, width, bottom=text, align="edge", label="visual")
+    axes.axvline(max_tokens, color="black", linestyle="--", linewidth=1, label=f"data.max_tokens {max_tokens:,}")
+    axes.set_xlim(0, 1.05 * min(max_tokens, 2 * buckets[-1].last))
+    rows = sum(bucket.rows for bucket in buckets)
+    axes.set(xlabel="tokens per row", ylabel="thousand tokens", title=f"{rows:,} rows, by their length")
+    axes.legend()
     figure.savefig(path)
 
 

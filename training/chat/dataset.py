@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from training.chat.encoding import Encoded, Encoder, collate
+from training.chat.encoding import Encoded, Encoder
 
 KEEP_BYTES = 2 * 2**30
-"""Of encoded rows; what is beyond is read and encoded anew each time."""
+"""Of encoded rows of a split; what is beyond is read and encoded anew each time."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Sample:
     row: Encoded
     positions: torch.Tensor
     """[3, tokens]: in time, height and width."""
+
+    @property
+    def tokens(self) -> int:
+        """All of them, visual ones included."""
+        return len(self.row.input_ids)
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +42,12 @@ class EncodedRows(Dataset[Sample]):
     """The rows of one split."""
 
     def __init__(
-        self, folder: Path, split: str, encoder: Encoder, positions: Callable[[Encoded], torch.Tensor]
+        self,
+        folder: Path,
+        split: str,
+        encoder: Encoder,
+        positions: Callable[[Encoded], torch.Tensor],
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         """Read the rows, not yet the images.
 
@@ -46,12 +56,13 @@ class EncodedRows(Dataset[Sample]):
             split: `train`, `eval` or `test`.
             encoder: Of the base model.
             positions: The model's own rule for where tokens stand.
+            keep_bytes: Memory for encoded rows; every loading process has its own.
         """
         lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.folder, self.encoder, self.positions = folder, encoder, positions
         self.kept: dict[int, Sample] = {}
-        self.kept_bytes = 0
+        self.kept_bytes, self.keep_bytes = 0, keep_bytes
 
     def __len__(self) -> int:
         """How many rows."""
@@ -62,7 +73,7 @@ class EncodedRows(Dataset[Sample]):
         if index in self.kept:
             return self.kept[index]
         sample = self._encode(self.rows[index]["messages"])
-        if self.kept_bytes + sample.nbytes <= KEEP_BYTES:
+        if self.kept_bytes + sample.nbytes <= self.keep_bytes:
             self.kept[index] = sample
             self.kept_bytes += sample.nbytes
         return sample
@@ -71,18 +82,6 @@ class EncodedRows(Dataset[Sample]):
         paths = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
         row = self.encoder.encode(messages, [_load(self.folder / path) for path in paths])
         return Sample(row, self.positions(row))
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Stacks samples into a batch."""
-
-    pad: int
-    """The padding token."""
-
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """See `encoding.collate`."""
-        return collate([sample.row for sample in samples], [sample.positions for sample in samples], self.pad)
 
 
 def _load(path: Path) -> Image.Image:

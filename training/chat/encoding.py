@@ -71,11 +71,24 @@ class Encoder:
         counts = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
         return self._tensors(segments, counts, vision["pixel_values"], grid)
 
+    def outline(self, messages: Messages, sizes: Sequence[tuple[int, int]]) -> Encoded:
+        """A row without its pixels, from the sizes (width, height) of its images alone.
+
+        Raises:
+            Unencodable: As `encode`, or an image is too long and narrow for the image processor.
+        """
+        return self._tensors(self.segments(messages), self.visual_tokens(sizes), None, None)
+
     def count(self, messages: Messages, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """All tokens and visual tokens of a row, from the sizes (width, height) of its images alone."""
-        counts = [self._visual_tokens(width, height) for width, height in sizes]
-        encoded = self._tensors(self.segments(messages), counts, None, None)
-        return len(encoded.input_ids), sum(counts)
+        encoded = self.outline(messages, sizes)
+        return len(encoded.input_ids), int(encoded.image_mask.sum())
+
+    def visual_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """What images of these sizes (width, height) take, each."""
+        images = self.processor.image_processor
+        area = images.merge_size**2
+        return [int(images.get_number_of_image_patches(height, width)) // area for width, height in sizes]
 
     def segments(self, messages: Messages) -> list[tuple[str, bool]]:
         """The row as text, cut at the answers; True marks an answer with its end token.
@@ -102,10 +115,6 @@ class Encoder:
     def _render(self, messages: Messages, *, ask: bool) -> str:
         text: str = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
         return text
-
-    def _visual_tokens(self, width: int, height: int) -> int:
-        images = self.processor.image_processor
-        return int(images.get_number_of_image_patches(height, width)) // images.merge_size**2
 
     def _tensors(
         self,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from training.chat.references import ImageFile
+from training.chat.rejects import Unusable
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
@@ -18,14 +22,8 @@ PLAIN = {"RGB", "L"}
 
 CONVERTIBLE = {"1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr"}
 
-
-class Unusable(ValueError):
-    """A row that cannot be used: a reason to count by and a detail to find it by."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+DAMAGE = (OSError, SyntaxError, ValueError, struct.error)
+"""What Pillow raises on damaged data."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,17 @@ class Picture:
     """SHA-256 of size and RGB values: equal for the same picture in another file format."""
 
 
-def store_picture(source: Path, folder: Path) -> Picture:
+def store_picture(file: ImageFile, folder: Path) -> Picture:
     """Check an image file and store it in `folder`: as it is if it is plain, else as an RGB PNG.
 
     Raises:
-        Unusable: It is missing, no image, truncated, too large to decode, or of a kind that cannot be shown faithfully.
+        Unusable: It is no image, truncated, too large to decode, or of a kind that cannot be shown faithfully.
     """
-    if not source.is_file():
-        raise Unusable("missing image", str(source))
-    content = source.read_bytes()
-    image = _decode(content, source)
-    plain, kind = _faithful(image, source)
+    image = _decode(file)
+    plain, kind = _faithful(image, file.name)
     rgb = plain.convert("RGB")
     pixels = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+    content = file.content
     if plain is not image:
         content, kind = _png(plain), "PNG"
     # Two files of the same picture may differ; the name tells them apart, so that storing twice is harmless.
@@ -63,29 +59,34 @@ def store_picture(source: Path, folder: Path) -> Picture:
     return Picture(name, rgb.size, pixels)
 
 
-def _decode(content: bytes, source: Path) -> Image.Image:
+def _decode(file: ImageFile) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(file.content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise Unusable("not an image", f"{source}: none of {', '.join(FORMATS)}") from None
+        raise Unusable("not an image", f"{file.name}: none of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise Unusable("image too large", f"{source}: more than {MAX_PIXELS} pixels") from None
+        raise Unusable("image too large", f"{file.name}: more than {MAX_PIXELS} pixels") from None
+    except DAMAGE as error:
+        raise Unusable("truncated image", f"{file.name}: {error}") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise Unusable("image too large", f"{source}: {width} x {height} pixels, {MAX_PIXELS} are allowed")
+        raise Unusable("image too large", f"{file.name}: {width} x {height} pixels, {MAX_PIXELS} are allowed")
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged data
-        raise Unusable("truncated image", f"{source}: {error}") from None
+    except DAMAGE as error:
+        raise Unusable("truncated image", f"{file.name}: {error}") from None
     return image
 
 
-def _faithful(image: Image.Image, source: Path) -> tuple[Image.Image, str]:
+def _faithful(image: Image.Image, name: str) -> tuple[Image.Image, str]:
     """The image itself if every reader shows it alike, else one that every reader does."""
     kind = str(image.format)
     if image.mode not in PLAIN | CONVERTIBLE:
-        raise Unusable("unsupported image mode", f"{source}: mode {image.mode}; convert it to 8-bit RGB or grey")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        raise Unusable("unsupported image mode", f"{name}: mode {image.mode}; convert it to 8-bit RGB or grey")
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except DAMAGE as error:
+        raise Unusable("truncated image", f"{name}: its EXIF block is damaged: {error}") from None
     if image.mode in PLAIN and not turned and "transparency" not in image.info:
         return image, kind
     upright = ImageOps.exif_transpose(image)

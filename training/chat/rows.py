@@ -1,4 +1,4 @@
-"""One line of `data.jsonl`: chat messages with images by path. Reading it, and every reason to refuse it."""
+"""A usable row: one record of a source, checked, its images stored under the digest of their pixels."""
 
 from __future__ import annotations
 
@@ -6,149 +6,111 @@ import hashlib
 import json
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from training.chat.messages import Message, Part, Split, parse_line
+from training.chat.pictures import Picture, store_picture
+from training.chat.references import read_image
+from training.chat.rejects import Origin, Unusable
+from training.formats.record import Record, Style
+from training.formats.sharegpt import is_sharegpt, to_messages
 
-from training.chat.pictures import Picture, Unusable, store_picture
-
-Split = Literal["train", "eval", "test"]
-
-
-class Part(BaseModel):
-    """A piece of a message."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    type: Literal["text", "image"]
-    text: str | None = None
-    image: str | None = None
-    """Path relative to the file of rows."""
-
-
-class Message(BaseModel):
-    """One turn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: str | tuple[Part, ...]
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The content, always as parts."""
-        return (Part(type="text", text=self.content),) if isinstance(self.content, str) else self.content
-
-    @property
-    def text(self) -> str:
-        """All text of the turn."""
-        return "".join(part.text or "" for part in self.parts)
-
-
-class Line(BaseModel):
-    """What a line may hold."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str
-    slice: str = "all"
-    split: Split | None = None
-    messages: tuple[Message, ...]
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Characters that JSON leaves alone and that end a line to `str.splitlines`."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A usable row; its images are stored under their new names."""
 
-    number: int
-    """Line in the file it came from, from 1."""
-
+    origin: Origin
     id: str
     slice: str
     split: Split | None
     messages: tuple[Message, ...]
+    """Images by path in the data set's folder."""
+
     pictures: tuple[Picture, ...]
+    style: Style
+    """How it was written."""
+
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """For each user turn, a digest of everything asked up to it, images by their pixels: equal if the same."""
+        pixels = [picture.pixels for picture in self.pictures]
+        digests: list[str] = []
+        turns: list[tuple[str, list[str | None]]] = []
+        shown = 0
+        for message in self.messages:
+            if message.role == "assistant":
+                continue
+            turns.append((message.role, [part.text for part in message.parts]))
+            shown += sum(part.type == "image" for part in message.parts)
+            if message.role == "user":
+                digests.append(hashlib.sha256(json.dumps([turns, pixels[:shown]]).encode()).hexdigest())
+        return tuple(digests)
 
     @property
     def question(self) -> str:
-        """Digest of everything that is asked, images by their pixels: equal questions are equal."""
-        turns = [(m.role, [p.text for p in m.parts]) for m in self.messages if m.role != "assistant"]
-        asked = json.dumps([turns, [picture.pixels for picture in self.pictures]])
-        return hashlib.sha256(asked.encode()).hexdigest()
+        """Digest of everything that is asked."""
+        return self.asked[-1]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers, in order."""
+        return tuple(message.text for message in self.messages if message.role == "assistant")
 
     @property
     def answer(self) -> str:
         """The last answer."""
-        return self.messages[-1].text
+        return self.answers[-1]
 
     def chat(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them; images point into the data set's folder."""
-        names = iter(f"images/{picture.name}" for picture in self.pictures)
-        return [{"role": m.role, "content": [_part(part, names) for part in m.parts]} for m in self.messages]
+        return [{"role": m.role, "content": [_part(part) for part in m.parts]} for m in self.messages]
 
     def json(self) -> str:
         """The row as a line of the data set."""
-        return json.dumps({"id": self.id, "slice": self.slice, "messages": self.chat()}, ensure_ascii=False)
+        text = json.dumps({"id": self.id, "slice": self.slice, "messages": self.chat()}, ensure_ascii=False)
+        return text.translate(LINE_ENDS)
 
 
-def read_row(number: int, text: bytes, source: Path, images: Path, special: Set[str]) -> Row:
-    """Check a line and store its images.
+def read_row(record: Record, source: Path, images: Path, special: Set[str], style: Style | None = None) -> Row:
+    """Check a record and store its images.
 
     Args:
-        number: Its place in the file, from 1.
-        text: The line.
-        source: Folder that image paths start from.
+        record: As it was read.
+        source: Folder that image paths start from, absolute.
         images: Folder to store images in.
         special: Control tokens of the model, which no text may contain.
+        style: How it is written; None recognises it.
 
     Raises:
         Unusable: With the reason.
     """
-    line = _parse(text)
-    _check_turns(line)
-    _check_text(line, special)
-    paths = [part.image for message in line.messages for part in message.parts if part.type == "image"]
-    pictures = tuple(store_picture(_inside(source, path), images) for path in paths if path)
-    return Row(number, line.id, line.slice, line.split, line.messages, pictures)
+    fields = record.fields()
+    style = style or ("sharegpt" if is_sharegpt(fields) else "messages")
+    line = parse_line(to_messages(fields) if style == "sharegpt" else fields, special)
+    if line.split and record.split and line.split != record.split:
+        raise Unusable("wrong fields", f"split is {line.split}, and {record.origin.file} holds {record.split}")
+    references = [part.image for message in line.messages for part in message.parts if part.image]
+    pictures = tuple(store_picture(read_image(reference, source), images) for reference in references)
+    messages = _stored(line.messages, pictures)
+    name = str(record.origin) if line.id is None else line.id
+    return Row(record.origin, name, line.slice, line.split or record.split, messages, pictures, style)
 
 
-def _part(part: Part, names: Any) -> dict[str, Any]:
-    return {"type": "image", "image": next(names)} if part.type == "image" else {"type": "text", "text": part.text}
+def _stored(messages: tuple[Message, ...], pictures: tuple[Picture, ...]) -> tuple[Message, ...]:
+    """The messages with the stored names instead of the references, which may be as large as the images."""
+    names = iter(f"images/{picture.name}" for picture in pictures)
+
+    def stored(part: Part) -> Part:
+        return part if part.type == "text" else Part(type="image", image=next(names))
+
+    return tuple(Message(role=m.role, content=tuple(stored(part) for part in m.parts)) for m in messages)
 
 
-def _parse(text: bytes) -> Line:
-    try:
-        return Line.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = "not JSON" if first["type"] == "json_invalid" else "wrong fields"
-        place = ".".join(str(p) for p in first["loc"])
-        raise Unusable(reason, f"{place}: {first['msg']}" if place else first["msg"]) from None
-
-
-def _check_turns(line: Line) -> None:
-    roles = [message.role for message in line.messages]
-    talk = roles[1:] if roles[:1] == ["system"] else roles
-    if not talk or talk != (["user", "assistant"] * len(talk))[: len(talk)] or talk[-1] != "assistant":
-        raise Unusable("wrong turns", f"{line.id}: {' '.join(roles)}; user and assistant must alternate")
-    if any(message.role == "assistant" and not message.text.strip() for message in line.messages):
-        raise Unusable("empty answer", line.id)
-
-
-def _check_text(line: Line, special: Set[str]) -> None:
-    for message in line.messages:
-        for part in message.parts:
-            if (part.type == "image") != bool(part.image) or (part.type == "text") != (part.text is not None):
-                raise Unusable("wrong fields", f"{line.id}: a {part.type} part needs {part.type} and nothing else")
-            if part.type == "image" and message.role != "user":
-                raise Unusable("image in an answer", line.id)
-            if found := next((token for token in special if part.text and token in part.text), None):
-                raise Unusable("control token in text", f"{line.id}: {found}")
-
-
-def _inside(source: Path, path: str) -> Path:
-    place = source / path
-    if not place.resolve().is_relative_to(source.resolve()):
-        raise Unusable("image outside the folder", path)
-    return place
+def _part(part: Part) -> dict[str, Any]:
+    return {"type": "image", "image": part.image} if part.type == "image" else {"type": "text", "text": part.text}

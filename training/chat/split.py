@@ -6,7 +6,7 @@ import random
 from collections.abc import Hashable, Sequence
 
 from pipelines.errors import DataRejected
-from training.chat.rows import Split
+from training.chat.messages import Split
 
 
 def assign_splits(kinds: Sequence[Hashable], *, eval_share: float, test_share: float, seed: int) -> list[Split]:

@@ -91,6 +91,16 @@ def test_rows_are_padded_on_the_right_and_nothing_is_lost(encoder: Encoder) -> N
     assert batch["pixel_values"].shape[0] == 32
 
 
+def test_rows_with_and_without_images_share_a_batch(encoder: Encoder) -> None:
+    rows = [encoder.encode(_chat("What?", "That.", images=n), [IMAGE] * n) for n in (0, 2, 0, 1)]
+    positions = [torch.arange(len(row.input_ids)).expand(3, -1) for row in rows]
+    batch = collate(rows, positions, pad=0)
+    assert batch["image_grid_thw"].shape == (3, 3)
+    assert batch["pixel_values"].shape[0] == 48
+    image_token = encoder.processor.image_token_id
+    assert (batch["input_ids"] == image_token).sum(1).tolist() == [0, 8, 0, 4]
+
+
 def test_a_batch_without_images_has_no_pixels(encoder: Encoder) -> None:
     row = encoder.encode(_chat("What?", "That.", images=0), [])
     assert "pixel_values" not in collate([row], [torch.zeros(3, len(row.input_ids), dtype=torch.long)], pad=0)
