@@ -67,7 +67,8 @@ def options(serving: Serving, images: Images, hardware: Hardware) -> list[str]:
 
 def _device_flags(serving: Serving, hardware: Hardware) -> dict[str, object]:
     if hardware.device == "cuda":
-        return {"--gpu-memory-utilization": serving.gpu_memory_utilization}
+        # vLLM takes a share of the whole card, and a profile may allow less than that.
+        return {"--gpu-memory-utilization": round(serving.gpu_memory_utilization * hardware.share, 4)}
     return {
         "--kv-cache-memory-bytes": round(serving.kv_cache_gib * 2**30),
         "--distributed-executor-backend": "uni",  # with the switch below: one process less to import vLLM, 11 s of 30

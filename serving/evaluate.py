@@ -1,7 +1,8 @@
 """The step `evaluate`: base, merged and candidate, each served by the same engine and asked every sealed question.
 
-Only what will be served is measured, by the engine that will serve it. A finished measurement is not repeated: a rerun
-takes up with the subject that is missing, and the base is measured once per machine.
+Only what will be served is measured, by the engine that will serve it; the base too, in the candidate's scheme. A
+finished measurement is not repeated: a rerun takes up with the subject that is missing, and the base is measured once
+per machine and scheme.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from serving.records import ANSWERS, read_record, recall, remember, write_record
 
 log = logging.getLogger(__name__)
 LASTING = {"base"}
-"""Measured once on a machine, as the base is the same in every run. What is to be judged is measured in its own run."""
+"""Measured once on a machine, as the base in one scheme is the same in every run. What is to be judged is measured in
+its own run."""
 
 ENGINE_BYTES = 2.5 * 2**30
 """Host memory that an engine needs besides weights and KV cache, generously."""
@@ -64,10 +66,17 @@ def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, mo
 
 def subjects(base: BaseSnapshot, model: QuantizedModel) -> tuple[Subject, ...]:
     """What is measured, in this order."""
-    found = [Subject("base", base.path, base.digest, "bf16", base.manifest)]
+    found = [_unadapted(base, model)]
     if model.merged_path is not None and model.merged_digest is not None:
         found.append(Subject("merged", model.merged_path, model.merged_digest, "bf16"))
     return (*found, Subject("candidate", model.path, model.digest, model.scheme))
+
+
+def _unadapted(base: BaseSnapshot, model: QuantizedModel) -> Subject:
+    """The base in the candidate's scheme: a card that serves the one can serve the other, and training is compared."""
+    if model.quantized_base_path is None or model.quantized_base_digest is None:
+        return Subject("base", base.path, base.digest, "bf16", base.manifest)
+    return Subject("base", model.quantized_base_path, model.quantized_base_digest, model.scheme)
 
 
 class Bench:
@@ -119,7 +128,8 @@ class Bench:
     def _key(self, subject: Subject) -> str:
         flags = options(self._config.serving, self._config.images, self._config.hardware)
         facts = (self._config.hardware.device, str(self._config.evaluate.concurrency), *flags)
-        return text_digest(subject.name, subject.digest, self._test_digest, self._prompt, self._engine, *facts)
+        model = (subject.name, subject.scheme, subject.digest)
+        return text_digest(*model, self._test_digest, self._prompt, self._engine, *facts)
 
     def _measure_missing(self) -> None:
         attempts = self._config.evaluate.attempts

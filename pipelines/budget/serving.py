@@ -1,0 +1,124 @@
+"""What vLLM needs to serve a model: weights, what it keeps beside them, and the KV cache in the rest of its share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.budget.base import Base
+from pipelines.budget.demand import GIB, Demand, Line
+from pipelines.budget.shape import ModelShape
+from pipelines.config import Config, Images
+
+SCHEME_BYTES = {"bf16": 2.0, "int8_w8a8": 1.0, "int4_w4a16": 0.5 + 2 / 128}
+"""A parameter of a quantised layer. INT4 has a bf16 scale for 128 of them; it is not exported here, only compared."""
+
+SCALE_BYTES = {"bf16": 0, "int8_w8a8": 4, "int4_w4a16": 0}
+"""A row of a quantised matrix: vLLM holds the scales of INT8 in fp32."""
+
+KV_BYTES = 2
+"""A number in the KV cache, bf16."""
+
+BUFFERS_BYTES = 0.46 * GIB
+"""What vLLM counts as weights beyond the tensors. Measured on an H200, vLLM 0.26: bf16 58.33 GiB for 57.87 computed,
+INT8 30.57 for 30.11."""
+
+CONTEXT_BYTES = 0.24 * GIB
+"""Beside PyTorch's own allocations: CUDA context, libraries. Measured likewise."""
+
+GRAPHS_BYTES = 0.24 * GIB
+"""CUDA graphs. Measured likewise; other cards have shown more (vllm #11452)."""
+
+PIXEL_BYTES = 4
+"""A value of a patch as it comes from the image processor."""
+
+VISION_WIDTHS = (6, 1)
+"""Tensors of the hidden and of the intermediate width per patch at the peak of the profile run: queries, keys and
+values, residual, normalised, projected; the MLP. With pixels and features this predicts 1.99 GiB for 16,384 tokens;
+measured are 2.14."""
+
+PROCESS_BYTES = 1.4 * GIB
+"""An engine on a CPU besides weights and KV cache: Python, PyTorch, vLLM. Measured: 1.66 GiB in all for the embedded
+default, whose KV cache has 0.25."""
+
+
+def serving_demand(config: Config, base: Base, scheme: str, *, name: str) -> Demand:
+    """The memory of an engine that can hold one sequence of the greatest length: with less it does not start.
+
+    Args:
+        config: Sections `hardware`, `images` and `serving` are used.
+        base: Has the shape of what is served.
+        scheme: A key of SCHEME_BYTES.
+        name: Of the demand.
+    """
+    length = config.serving.max_model_len
+    if config.hardware.device == "cuda":
+        beside = list(_on_card(config, base.shape))
+        cache = Line("KV cache", length * kv_bytes(base.shape), f"one sequence of {length:,} tokens")
+    else:
+        beside = [Line("process", PROCESS_BYTES, "Python, PyTorch, vLLM")]
+        cache = Line("KV cache", config.serving.kv_cache_gib * GIB, "serving.kv_cache_gib")
+    lines = (*_weights(base, scheme), *beside, cache)
+    return Demand(name, lines, share_bytes(config))
+
+
+def share_bytes(config: Config) -> float:
+    """What the engine may take of the device."""
+    whole = config.hardware.memory_gib * GIB
+    return whole * config.serving.gpu_memory_utilization if config.hardware.device == "cuda" else whole
+
+
+def kv_bytes(shape: ModelShape) -> int:
+    """KV cache of one token: keys and values of every layer."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * KV_BYTES
+
+
+def kv_tokens(config: Config, base: Base, demand: Demand) -> int:
+    """Tokens that the KV cache will hold: on a card it gets the rest of the engine's share; 0 if nothing is left."""
+    (cache,) = (line.nbytes for line in demand.lines if line.name == "KV cache")
+    room = demand.limit_bytes - (demand.nbytes - cache) if config.hardware.device == "cuda" else cache
+    return max(0, int(room / kv_bytes(base.shape)))
+
+
+def weight_bytes(base: Base, scheme: str) -> float:
+    """What vLLM reports on a card after loading a model, in any of the schemes."""
+    return BUFFERS_BYTES + sum(line.nbytes for line in _weights(base, scheme))
+
+
+def _weights(base: Base, scheme: str) -> Iterator[Line]:
+    count = base.parameters
+    quantized = SCHEME_BYTES[scheme] * count.quantized + SCALE_BYTES[scheme] * _rows(base.shape)
+    layers = "attention and experts" if base.shape.experts else "attention and MLP"
+    yield Line(layers, quantized, f"{count.quantized / 1e6:,.1f} M in {scheme}")
+    plain = count.total - count.quantized
+    yield Line("all other weights", SCHEME_BYTES["bf16"] * plain, f"{plain / 1e6:,.1f} M in bf16")
+
+
+def _rows(shape: ModelShape) -> int:
+    matrices = (*shape.projections, *shape.stacks * max(shape.experts, 1))
+    return shape.layers * sum(out for _, out in matrices)
+
+
+def _on_card(config: Config, shape: ModelShape) -> Iterator[Line]:
+    yield Line("buffers", BUFFERS_BYTES, "kept by vLLM beside the weights")
+    yield Line("context and graphs", CONTEXT_BYTES + GRAPHS_BYTES, "CUDA's own")
+    tokens = max(config.serving.max_num_batched_tokens, image_tokens(config.images, shape))
+    why = f"{tokens:,} tokens in a batch, all of them visual"
+    yield Line("activations", tokens * max(_vision_bytes(shape), _layer_bytes(shape)), why)
+
+
+def image_tokens(images: Images, shape: ModelShape) -> int:
+    """Tokens of the largest image."""
+    pixels_per_patch = shape.vision.patch_values // (3 * 2)  # three channels, two frames
+    return images.max_pixels // (pixels_per_patch * shape.vision.patches_per_token)
+
+
+def _vision_bytes(shape: ModelShape) -> int:
+    """Profile run, per visual token: its patches in the tower, its features and those of DeepStack."""
+    vision, (narrow, wide) = shape.vision, VISION_WIDTHS
+    patch = 2 * (narrow * vision.hidden + wide * vision.intermediate) + PIXEL_BYTES * vision.patch_values
+    return vision.patches_per_token * patch + 2 * (1 + vision.deepstack) * vision.out
+
+
+def _layer_bytes(shape: ModelShape) -> int:
+    """Profile run, per token: routed rows of the fused experts, two buffers."""
+    return 2 * shape.experts_per_token * (max(2 * shape.width, shape.hidden) + shape.width)

@@ -1,0 +1,62 @@
+"""`vlmops plan`: the plan of a config as tables."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.budget.base import find_base
+from pipelines.budget.demand import GIB, Demand
+from pipelines.budget.plan import Side, make_plan
+from pipelines.config import Config
+from pipelines.errors import BAD_INPUT, DONE
+from pipelines.settings import Settings
+
+STYLES = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+
+
+def show_plan(config: Config, settings: Settings) -> int:
+    """Print what a config needs.
+
+    Returns:
+        The exit code: bad input if it does not fit.
+
+    Raises:
+        BadInput: The base is not here, and its shape is not known.
+    """
+    plan, console = make_plan(config, find_base(config.model.source, settings)), Console()
+    _say(console, f"[bold]{config.model.source}[/bold], {plan.base.parameters.total / 1e6:,.1f} M parameters")
+    _say(console, f"from {plan.base.seen}")
+    _say(console, f"hardware {config.hardware.name}: {config.hardware.memory_gib:g} GiB")
+    for side in plan.sides:
+        console.print()
+        console.print(_table(side.demand))
+        _show_verdict(console, side)
+    return DONE if plan.fits else BAD_INPUT
+
+
+def _table(demand: Demand) -> Table:
+    """A line for each part; those that do not count are dim, and in brackets."""
+    table = Table("part", "GiB", "", box=None, title=demand.name, title_justify="left")
+    table.columns[1].justify = "right"
+    for line in demand.lines:
+        size = f"{line.nbytes / GIB:.2f}"
+        if demand.counts(line):
+            table.add_row(line.name, f"{size} ", line.why)
+        else:
+            reason = "not counted" if line.kind == "apart" else "at another time"
+            table.add_row(line.name, f"({size})", f"{line.why}; {reason}", style="dim")
+    return table
+
+
+def _show_verdict(console: Console, side: Side) -> None:
+    verdict, need, limit = side.demand.verdict, side.demand.nbytes / GIB, side.demand.limit_bytes / GIB
+    _say(console, f"[{STYLES[verdict]}]{verdict}[/]: {need:.1f} of {limit:.1f} GiB")
+    for way in side.lower:
+        _say(console, f"  to make it fit: {way}")
+    for setting in side.room:
+        _say(console, f"  there is room for {setting}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Weights on disk: read, planned, changed and written as a stream."""
