@@ -1,87 +1,37 @@
-"""NF4 experts: fused mixture-of-experts stacks in 4 bits, with a low-rank update per expert. The heart of the trainer.
+"""A mixture of experts whose weights are in NF4, with a low-rank update per expert. The heart of the trainer.
 
-bitsandbytes quantises `nn.Linear` only and passes over fused experts in silence, which leaves 93 % of Qwen3-VL-30B in
-bf16. Here the stacks are packed as they are loaded, through public extension points of transformers:
+Products need a stack in full, so one stack at a time is written out, and written out again for the backward pass:
+autograd holds packed bytes only. The update is never built. Where it takes part in a product it extends the frozen
+matrix, so that one grouped product adds both up in its fp32 accumulators:
 
-    register_quantization_config, register_quantizer    a quantiser that also claims the expert stacks
-    ConversionOps                                       packs one stack as its tensor arrives
-    ALL_EXPERTS_FUNCTIONS                               the forward pass: tokens sorted by expert, grouped products
+    [W  sB]     forward:   rows [x | x A'] times [W | sB]'      sB is `scale * b`, A' the transpose of `a`
+    [A   .]     backward:  rows [g | g sB] times [W ; A]
 
-The backward pass unpacks a stack again instead of keeping it: autograd holds the packed bytes only.
+The routing weights are applied after the down projection, and their gradient is found before it (see
+`kernels.plain.gate_backward`), so the backward pass computes only the first product again.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from bitsandbytes import functional as bnb
 from torch import nn
-from torch.nn import functional
-from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.core_model_loading import ConversionOps
-from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name
 
-NAME = "nf4_experts"
-"""Of the quantisation method and of the experts implementation."""
+from training.kernels.choose import kernels
+from training.layers.grouped import Routing, grouped_outer, grouped_product, route
+from training.layers.nf4 import PackedStack
+from training.layers.recompute import recomputing
 
 STACKS = ("gate_up_proj", "down_proj")
 """The fused parameters of an experts module: [experts, out, in] each."""
 
-
-class PackedStack(nn.Module):
-    """One stack of expert matrices in NF4 with double quantisation; everything it needs is a buffer."""
-
-    packed: torch.Tensor
-    absmax: torch.Tensor
-    offset: torch.Tensor
-    nested_absmax: torch.Tensor
-    nested_code: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        """Pack a stack [experts, out, in] of bf16, fp16 or fp32."""
-        super().__init__()
-        self.shape = weight.shape
-        # As one long row: bitsandbytes 0.50 on a CPU unpacks rows that are no multiple of a block with wrong scales.
-        packed, state = bnb.quantize_4bit(weight.flatten(), quant_type="nf4", compress_statistics=True)
-        self.blocksize, self.nested_blocksize = state.blocksize, state.state2.blocksize
-        self.register_buffer("packed", packed)
-        self.register_buffer("absmax", state.absmax)
-        self.register_buffer("offset", state.offset)
-        self.register_buffer("nested_absmax", state.state2.absmax)
-        self.register_buffer("nested_code", state.state2.code)
-
-    def unpack(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole stack, [experts, out, in]: a transient."""
-        nested = bnb.QuantState(
-            absmax=self.nested_absmax, code=self.nested_code, blocksize=self.nested_blocksize, dtype=torch.float32
-        )
-        state = bnb.QuantState(
-            absmax=self.absmax,
-            shape=(self.shape.numel(),),
-            blocksize=self.blocksize,
-            quant_type="nf4",
-            dtype=dtype,
-            offset=self.offset,
-            state2=nested,
-        )
-        return bnb.dequantize_4bit(self.packed, state).view(self.shape)
-
-    def forward(self, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """Multiply tokens with their experts: `grouped_linear` with a frozen weight."""
-        return _FrozenProduct.apply(tokens, self, ends)
-
-    def bytes_per_parameter(self) -> float:
-        """Of everything that is stored; about 0.52."""
-        return sum(buffer.nbytes for buffer in self.buffers()) / self.shape.numel()
+ALIGNMENT = 16
+"""Columns of an update are filled up to a multiple of this, as tensor cores want it."""
 
 
 class ExpertLora(nn.Module):
-    """A low-rank update of every matrix in a stack, in fp32; the full update is never built."""
+    """A low-rank update of every matrix in a stack, in fp32."""
 
     def __init__(self, shape: torch.Size, rank: int, scale: float, device: torch.device) -> None:
         """Start as no update at all.
@@ -100,50 +50,24 @@ class ExpertLora(nn.Module):
         self.a = nn.Parameter(torch.empty(experts, rank, width).uniform_(-bound, bound).to(device))
         self.b = nn.Parameter(torch.zeros(experts, out, rank, device=device))
 
-    def forward(self, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """The update's part of the product, for tokens sorted by expert."""
-        inner = grouped_linear(tokens, self.a.to(tokens.dtype), ends)
-        return self.scale * grouped_linear(inner, self.b.to(tokens.dtype), ends)
 
+class Experts(Protocol):
+    """What an experts module must have."""
 
-class _FrozenProduct(torch.autograd.Function):
-    """Grouped product with a packed weight: only the packed bytes live until the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, stack: PackedStack, ends: torch.Tensor) -> torch.Tensor:
-        ctx.stack, ctx.ends = stack, ends
-        return grouped_linear(tokens, stack.unpack(tokens.dtype), ends)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = gradients
-        weight = ctx.stack.unpack(gradient.dtype).transpose(1, 2)
-        return grouped_linear(gradient, weight, ctx.ends), None, None
-
-
-def grouped_linear(tokens: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Multiply each group of tokens with the matrix of its expert.
-
-    Args:
-        tokens: [tokens, in], sorted by expert.
-        weight: [experts, out, in], of the same dtype.
-        ends: [experts], int32: where each expert's tokens end.
-
-    Returns:
-        [tokens, out].
-    """
-    # The grouped kernel needs rows of a multiple of 16 bytes; on a CPU separate products are faster.
-    if tokens.is_cuda and tokens.dtype == torch.bfloat16 and weight.shape[1] % 8 == weight.shape[2] % 8 == 0:
-        return functional.grouped_mm(tokens.contiguous(), weight.transpose(1, 2), offs=ends)
-    groups = tokens.tensor_split(ends[:-1].tolist())
-    return torch.cat([functional.linear(group, matrix) for group, matrix in zip(groups, weight, strict=True)])
+    num_experts: int
+    gate_up_proj: PackedStack
+    down_proj: PackedStack
+    gate_up_lora: ExpertLora | None
+    down_lora: ExpertLora | None
+    keep: bool
+    """Whether the first product is kept for the backward pass instead of computed again."""
 
 
 def nf4_experts(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The forward pass of an experts module whose stacks are packed.
+    """The forward pass of an experts module whose stacks are packed; its activation is SwiGLU.
 
     Args:
-        experts: Has `gate_up_proj` and `down_proj` (PackedStack) and, where trained, `gate_up_lora` and `down_lora`.
+        experts: See Experts.
         hidden: [tokens, hidden].
         chosen: [tokens, experts per token], int64: which experts.
         weights: [tokens, experts per token]: how much of each.
@@ -151,87 +75,143 @@ def nf4_experts(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weight
     Returns:
         [tokens, hidden].
     """
-    per_token = chosen.shape[1]
-    order = chosen.flatten().argsort(stable=True)
-    counts = torch.bincount(chosen.flatten(), minlength=experts.num_experts)
-    ends = counts.cumsum(0).to(torch.int32)
-    inner = hidden[order // per_token]
-    gate_up = _adapted(experts.gate_up_proj, experts.gate_up_lora, inner, ends)
-    gate, up = gate_up.chunk(2, dim=-1)
-    outer = _adapted(experts.down_proj, experts.down_lora, experts.act_fn(gate) * up, ends)
-    # Back to the order of the tokens by a permutation: no atomic additions, so the sums come out the same each time.
-    unsorted = outer[order.argsort()].unflatten(0, (-1, per_token))
-    return (unsorted * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+    updates = [p for lora in (experts.gate_up_lora, experts.down_lora) if lora for p in (lora.a, lora.b)]
+    out: torch.Tensor = _Mixture.apply(experts, hidden, chosen, weights, *updates)
+    return out
 
 
-def _adapted(stack: nn.Module, lora: nn.Module | None, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    product: torch.Tensor = stack(tokens, ends)
-    return product if lora is None else product + lora(tokens, ends)
+class _Mixture(torch.autograd.Function):
+    """All of it, forward and back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, experts: Experts, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor,
+        *_updates: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.experts = experts
+        if recomputing.get():
+            ctx.save_for_backward(hidden, chosen, weights)
+            return torch.full_like(hidden, torch.nan)
+        routing = route(chosen, experts.num_experts)
+        rows, gate_up = _first_product(hidden, routing, Extended(experts.gate_up_proj, experts.gate_up_lora, hidden))
+        ctx.save_for_backward(hidden, chosen, weights, *((rows, gate_up) if experts.keep else ()))
+        return _second_product(gate_up, routing, weights, Extended(experts.down_proj, experts.down_lora, hidden))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, chosen, weights, *kept = ctx.saved_tensors
+        experts = ctx.experts
+        routing = route(chosen, experts.num_experts)
+        first = Extended(experts.gate_up_proj, experts.gate_up_lora, hidden)
+        rows, gate_up = kept or _first_product(hidden, routing, first)
+        of_gate_up = first.gradient_rows(len(rows))
+        of_weights, of_down_lora = _second_product_backward(
+            gradients[0], gate_up, of_gate_up, routing, weights,
+            first, Extended(experts.down_proj, experts.down_lora, hidden),
+        )  # fmt: skip
+        del gate_up
+        of_rows = first.product_backward(of_gate_up, routing.ends)
+        of_gate_up_lora = first.update_gradients(rows, of_gate_up, routing.ends)
+        of_hidden = kernels(hidden.device).gather_sum(of_rows, routing.places, None)
+        return None, of_hidden, None, of_weights, *of_gate_up_lora, *of_down_lora
 
 
-class NF4Config(BitsAndBytesConfig):
-    """bitsandbytes NF4 with double quantisation, experts included."""
+class Extended:
+    """A stack written out in full with its update beside and below it, for the time of a few products."""
 
-    def __init__(self, **options: Any) -> None:
-        """Take the options of BitsAndBytesConfig that concern 4 bits."""
-        for fixed in ("quant_method", "load_in_4bit"):
-            options.pop(fixed, None)
-        super().__init__(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, **options)
-        self.quant_method = NAME  # type: ignore[assignment]  # transformers types only the methods of its own
+    def __init__(self, stack: PackedStack, lora: ExpertLora | None, like: torch.Tensor) -> None:
+        """Write it out.
+
+        Args:
+            stack: [experts, out, in].
+            lora: Its update, if it has one.
+            like: Has the compute type and the device.
+        """
+        experts, self.out, self.width = stack.shape
+        self.lora = lora
+        self.extra = -(-lora.a.shape[1] // ALIGNMENT) * ALIGNMENT if lora else 0
+        self.matrices = like.new_empty(experts, self.out + self.extra, self.width + self.extra)
+        stack.unpack_into(self.matrices[:, : self.out, : self.width])
+        if lora:
+            rank = lora.a.shape[1]
+            beside, below = self.matrices[:, : self.out, self.width :], self.matrices[:, self.out :, : self.width]
+            torch.mul(lora.b.detach(), lora.scale, out=beside[:, :, :rank])
+            below[:, :rank] = lora.a.detach()
+            if rank < self.extra:
+                beside[:, :, rank:] = below[:, rank:] = 0
+
+    @property
+    def input_factor(self) -> torch.Tensor | None:
+        """What extends a row before the product: [experts, in, narrow]."""
+        return self.matrices[:, self.out :, : self.width].mT if self.lora else None
+
+    @property
+    def gradient_factor(self) -> torch.Tensor | None:
+        """What extends a gradient before the product: [experts, out, narrow]."""
+        return self.matrices[:, : self.out, self.width :] if self.lora else None
+
+    def input_rows(self, count: int) -> torch.Tensor:
+        """Room for [count, in] rows, extended."""
+        return self.matrices.new_empty(count, self.width + self.extra)
+
+    def gradient_rows(self, count: int) -> torch.Tensor:
+        """Room for [count, out] gradients, extended."""
+        return self.matrices.new_empty(count, self.out + self.extra)
+
+    def product(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """[rows, out] for extended rows."""
+        return grouped_product(rows, self.matrices[:, : self.out].mT, ends)
+
+    def product_backward(self, gradients: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """[rows, in] for extended gradients."""
+        return grouped_product(gradients, self.matrices[:, :, : self.width], ends)
+
+    def update_gradients(
+        self, rows: torch.Tensor, gradients: torch.Tensor, ends: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Gradients of `a` and `b`, or nothing where there is no update.
+
+        Args:
+            rows: Extended.
+            gradients: Extended.
+            ends: See Routing.
+            weights: [rows]: how much each row counts; None for all of it.
+        """
+        if self.lora is None:
+            return ()
+        rank, scale = self.lora.a.shape[1], self.lora.scale
+        inner, of_inner = rows[:, self.width :], gradients[:, self.out :]
+        if weights is not None:
+            inner, of_inner = inner * weights.unsqueeze(-1), of_inner * weights.unsqueeze(-1)
+        of_a = grouped_outer(of_inner, rows[:, : self.width], ends)[:, :rank]
+        of_b = grouped_outer(gradients[:, : self.out], inner, ends)[:, :, :rank]
+        return of_a, torch.mul(of_b, scale, out=torch.empty_like(self.lora.b))
 
 
-class NF4Quantizer(Bnb4BitHfQuantizer):
-    """The stock 4-bit quantiser, which also packs expert stacks as they are loaded."""
-
-    def __init__(self, quantization_config: NF4Config, **options: Any) -> None:
-        """See Bnb4BitHfQuantizer."""
-        super().__init__(quantization_config, **options)
-        self.packed: dict[str, PackedStack] = {}
-
-    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **options: Any) -> bool:
-        """True for expert stacks, and for what the stock quantiser packs."""
-        module, leaf = get_module_from_name(model, param_name)
-        return _is_stack(module, leaf) or super().param_needs_quantization(model, param_name, **options)
-
-    def get_quantize_ops(self) -> ConversionOps:
-        """What is done to a tensor as it arrives."""
-        return _Pack(self)
-
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **options: Any) -> PreTrainedModel:
-        for name, stack in self.packed.items():
-            module, leaf = get_module_from_name(model, name)
-            delattr(module, leaf)
-            module.register_module(leaf, stack)
-            for lora in ("gate_up_lora", "down_lora"):
-                module.register_module(lora, None)
-        return super()._process_model_after_weight_loading(model, **options)
+def _first_product(hidden: torch.Tensor, routing: Routing, first: Extended) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows, extended, and gate and up of each."""
+    rows = first.input_rows(len(routing.tokens))
+    kernels(hidden.device).gather_extend(hidden, routing.tokens, routing.ends, first.input_factor, rows)
+    return rows, first.product(rows, routing.ends)
 
 
-class _Pack(ConversionOps):
-    """Packs one tensor."""
-
-    def __init__(self, quantizer: NF4Quantizer) -> None:
-        self.quantizer = quantizer
-        self.linear = Bnb4bitQuantize(quantizer)
-
-    def convert(self, input_dict: dict[str, Any], *positional: Any, **options: Any) -> dict[str, Any]:
-        [(name, value)] = input_dict.items()
-        module, leaf = get_module_from_name(options["model"], name)
-        if not _is_stack(module, leaf):
-            return self.linear.convert(input_dict, *positional, **options)
-        stack = PackedStack(value[0] if isinstance(value, list) else value)
-        self.quantizer.packed[name] = stack
-        # The loader wants a tensor under this name; the stack replaces it once everything is loaded.
-        return {name: nn.Parameter(stack.packed, requires_grad=False)}
+def _second_product(gate_up: torch.Tensor, routing: Routing, weights: torch.Tensor, second: Extended) -> torch.Tensor:
+    """The sum over each token's experts."""
+    gated = second.input_rows(len(gate_up))
+    kernels(gate_up.device).gate_extend(gate_up, routing.ends, second.input_factor, gated)
+    return kernels(gate_up.device).gather_sum(second.product(gated, routing.ends), routing.places, weights)
 
 
-def _is_stack(module: nn.Module, leaf: str) -> bool:
-    return leaf in STACKS and all(hasattr(module, name) for name in (*STACKS, "num_experts"))
-
-
-def register() -> None:
-    """Make the quantiser and the experts implementation known to transformers, once."""
-    if NAME not in ALL_EXPERTS_FUNCTIONS:
-        ALL_EXPERTS_FUNCTIONS.register(NAME, nf4_experts)
-        register_quantization_config(NAME)(NF4Config)
-        register_quantizer(NAME)(NF4Quantizer)
+def _second_product_backward(
+    gradient: torch.Tensor, gate_up: torch.Tensor, of_gate_up: torch.Tensor,
+    routing: Routing, weights: torch.Tensor, first: Extended, second: Extended,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
+    """Fill the gradient of gate and up; return the gradients of the routing weights and of the update."""
+    offered, row_weights = kernels(gate_up.device), weights.flatten()[routing.order]
+    of_outputs, gated = second.gradient_rows(len(gate_up)), second.input_rows(len(gate_up))
+    offered.gather_extend(gradient, routing.tokens, routing.ends, second.gradient_factor, of_outputs)
+    of_gated = second.product_backward(of_outputs, routing.ends)
+    factors = (second.input_factor, first.gradient_factor)
+    of_row_weights = offered.gate_backward(gate_up, of_gated, row_weights, routing.ends, factors, gated, of_gate_up)
+    of_update = second.update_gradients(gated, of_outputs, routing.ends, row_weights)
+    return of_row_weights[routing.places].to(weights.dtype), of_update
