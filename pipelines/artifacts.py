@@ -42,7 +42,12 @@ class BaseSnapshot(Artifact):
 class Reject(Artifact):
     """One unusable row and why."""
 
+    file: str = "data.jsonl"
+    """Of the source's folder."""
+
     line: int
+    """Line of the file, item of its array or row of its table, from 1."""
+
     reason: str
     detail: str
 
@@ -70,6 +75,25 @@ class Dataset(Artifact):
     visual_share: float
     """Visual tokens of all tokens."""
 
+    preflight: dict[str, float] = {}
+    """Key figures of `report.json`: rejects, tokens per row, images, and what an epoch takes."""
+
+
+class MemoryPeak(Artifact):
+    """Memory of one phase of training: of the device on CUDA, of the process since its start on a CPU."""
+
+    allocated_gib: float
+    """In tensors, at the worst moment."""
+
+    reserved_gib: float
+    """Held by the allocator, at the worst moment: what the card must have."""
+
+    inactive_gib: float
+    """Free pieces of blocks in use, at the worst moment: lost to fragmentation."""
+
+    retries: int
+    """Times that the allocator had to give everything back before it found a block."""
+
 
 class Adapter(Artifact):
     """A trained LoRA adapter in PEFT's layout."""
@@ -83,15 +107,34 @@ class Adapter(Artifact):
 
     trainable_parameters: int
     steps: int
+    """That were trained."""
+
+    stopped_early: bool
+    """Whether the evaluation loss stopped falling before the config's steps were done."""
+
+    best_step: int
+    """Step of the lowest evaluation loss; these are its weights, unless train.keep_best is off."""
+
     loss: float
     """Training loss over the last tenth of the steps, nats per answer token."""
 
     eval_loss: float
-    """On the evaluation split at the end, nats per answer token."""
+    """Of these weights on the evaluation split, nats per answer token."""
 
     tokens_per_second: float
+    """Without padding, all devices together."""
+
+    padding_share: float
+    """Padding of all that went through the model."""
+
+    tokens_per_batch: int
+    """Of the config, or half of it where the run went out of memory."""
+
     peak_gib: float
-    """Peak memory: of the device on CUDA, of the process on a CPU."""
+    """Peak memory over all phases, tensors only: of the device on CUDA, of the process on a CPU."""
+
+    memory: dict[str, MemoryPeak]
+    """By phase: load, train, evaluate, save. Of the first device."""
 
 
 class QuantizedModel(Artifact):
@@ -105,6 +148,10 @@ class QuantizedModel(Artifact):
     size_bytes: int
     base_digest: str
     adapter_digest: str
+    quantized_base_path: Path | None
+    """The base in the same scheme, to compare with; None where that is bf16, and the base itself is served."""
+
+    quantized_base_digest: str | None
     merged_path: Path | None
     """The merged bf16 model, where the config asks for it."""
 
@@ -138,6 +185,8 @@ class Evaluation(Artifact):
     subject: Literal["base", "merged", "candidate"]
     model_digest: str
     scheme: str
+    """That it was served in."""
+
     answers: Path
     """JSONL, one `Answer` a line."""
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.artifacts import EvalReport
+from pipelines.artifacts import EvalReport, Evaluation
 
-LABELS = {"base": "base bf16", "merged": "fine-tuned bf16", "candidate": "fine-tuned INT8, as served"}
-"""Subjects in the order they are drawn."""
+LABELS = {"base": "base {}", "merged": "fine-tuned {}", "candidate": "fine-tuned {}, as served"}
+"""Subjects in the order they are drawn, with a place for the scheme."""
+
+SCHEMES = {"bf16": "bf16", "int8_w8a8": "INT8"}
+
+
+def label(evaluation: Evaluation) -> str:
+    """What was measured, in a few words."""
+    return LABELS[evaluation.subject].format(SCHEMES[evaluation.scheme])
 
 
 def accuracy_chart(report: EvalReport, path: Path) -> None:
@@ -31,7 +38,7 @@ def accuracy_chart(report: EvalReport, path: Path) -> None:
                 [max(0.0, score.high - share) for share, score in zip(shares, scores, strict=True)],
             ],
             capsize=3,
-            label=LABELS[evaluation.subject],
+            label=label(evaluation),
         )
     counts = [evaluations[0].scores[name].n for name in slices]
     axes.set_xticks(range(len(slices)), [f"{name}\nn = {n}" for name, n in zip(slices, counts, strict=True)])

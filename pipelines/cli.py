@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import line
+from pipelines.budget.show import show_plan
 from pipelines.config import Config
 from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
@@ -27,6 +28,7 @@ from pipelines.system.processes import end_cleanly_on_sigterm
 
 EXAMPLES = """examples:
   vlmops doctor                                         what this machine can do
+  vlmops plan configs/qwen3_vl_30b.yaml                 what it needs, and whether the card has that
   vlmops run configs/smoke.yaml                         from the base model to a registered candidate
   vlmops run configs/smoke.yaml --name r8 --set lora.rank=8
   vlmops step .vlmops/runs/smoke gate                   one step of a run
@@ -80,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check a config and print it resolved")
     _add_config(validate)
     validate.set_defaults(command=_validate)
+
+    plan = commands.add_parser("plan", help="what a config needs of its hardware, and whether that fits")
+    _add_config(plan)
+    plan.set_defaults(command=_plan)
 
     schema = commands.add_parser("schema", help="print the JSON schema of the config")
     schema.set_defaults(command=_schema)
@@ -135,7 +141,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _run(args: argparse.Namespace) -> int:
     config = _config(args)
-    require_fit(Settings())
+    require_fit(Settings(), config.hardware)
     return line.retrain(config, args.name or args.config.stem, Settings())
 
 
@@ -156,6 +162,10 @@ def _status(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     print(_config(args).model_dump_json(indent=2))
     return DONE
+
+
+def _plan(args: argparse.Namespace) -> int:
+    return show_plan(_config(args), Settings())
 
 
 def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001  every command has the arguments

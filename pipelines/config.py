@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pipelines.hardware import Hardware, objections
+from pipelines.model_source import ModelSource
+from pipelines.section import Section
 
 Share = Field(ge=0, le=1)
-
-
-class Section(BaseModel):
-    """A part of the config; unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Hardware(Section):
-    """What one training or serving process may use; a file below `configs/hardware`."""
-
-    name: str
-    """Printed in plans, reports and errors."""
-
-    device: Literal["cpu", "cuda"]
-    """Where tensors live."""
-
-    memory_gib: float = Field(gt=0)
-    """Memory of the device that may be used."""
 
 
 class Model(Section):
     """The base model."""
 
-    source: str = Field(pattern=r"^(builtin|file)://.+")
-    """`builtin://tiny-qwen3-vl-moe`, `builtin://tiny-qwen3-vl`, or `file:///folder` with a published checkpoint."""
+    source: ModelSource
+    """`hf://org/name@<40-hex commit>`, `modelscope://org/name@<commit>`, `s3://bucket/folder`, `file:///folder` with a
+    published checkpoint, `builtin://tiny-qwen3-vl-moe` or `builtin://tiny-qwen3-vl`."""
 
-    fallback: str | None = Field(None, pattern=r"^(builtin|file)://.+")
+    fallback: ModelSource | None = None
     """Used instead, and said so, where this CPU has no INT8 kernel for mixtures of experts."""
 
 
@@ -58,7 +44,12 @@ class Data(Section):
     """The chat data set."""
 
     source: str = Field(pattern=r"^(builtin|file)://.+")
-    """`builtin://digits`, or `file:///folder` with `data.jsonl` (messages) and the images it names."""
+    """`builtin://digits`, or `file:///folder` with rows and the images that they name."""
+
+    format: Literal["auto", "messages", "sharegpt", "datasets"] = "auto"
+    """`messages`: JSON or JSON lines, images where they are meant. `sharegpt`: the same as LLaMA-Factory and ms-swift
+    write it, `<image>` tags in the text and a list of images. `datasets`: a folder of Hugging Face's, saved to disk or
+    parquet. `auto` tells them apart by content, row by row."""
 
     replay: float = Field(1.0, ge=0)
     """Built-in set only: rows of older tasks for each new training row. 0 teaches the new task and forgets the rest."""
@@ -82,8 +73,9 @@ class Data(Section):
 class Lora(Section):
     """What is trained."""
 
-    targets: Literal["attention", "attention+experts"] = "attention+experts"
-    """Attention of the language model, or also its experts (its MLP where the model is dense)."""
+    targets: Literal["attention", "attention+experts", "attention+experts+merger"] = "attention+experts"
+    """Attention of the language model, or also its experts (its MLP where the model is dense), or also what turns
+    patches into visual tokens."""
 
     rank: int = Field(16, ge=1, le=256)
     """Rank of the update; memory and quality both grow with it."""
@@ -99,7 +91,16 @@ class Train(Section):
     """Optimizer steps."""
 
     batch_size: int = Field(4, ge=1)
-    """Rows per step."""
+    """Rows per step, of all devices together."""
+
+    tokens_per_batch: int = Field(8192, ge=16)
+    """Tokens, visual ones and padding included, that go through a device at once; decides memory, not the result."""
+
+    retry_out_of_memory: bool = False
+    """Out of memory, halve tokens_per_batch once, for the rest of the run, and repeat the step."""
+
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "paged_adamw_8bit"
+    """AdamW; its states in fp32, or in 8 bits that may move to the host's memory (CUDA only)."""
 
     learning_rate: float = Field(2e-4, gt=0)
     """Peak of the cosine schedule."""
@@ -113,17 +114,24 @@ class Train(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Compute type; the base is NF4 and LoRA is fp32 in either."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass; needed for any real model."""
+    activations: Literal["keep", "recompute", "offload"] = "recompute"
+    """What the backward pass needs: kept; computed again from each layer's input, as any real model needs it; or the
+    same with those inputs in host memory, for the longest rows."""
 
     eval_every: int = Field(100, ge=1)
     """Steps between evaluation losses."""
+
+    keep_best: bool = True
+    """Hand on the adapter with the lowest evaluation loss, not the last one."""
+
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a lower loss. None: train all steps."""
 
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints, from which a killed run resumes."""
 
     keep_checkpoints: int = Field(2, ge=1)
-    """Older ones are deleted."""
+    """Older ones are deleted, the best one apart."""
 
     seed: int = 0
     """Decides initial LoRA weights and the order of rows."""
@@ -164,7 +172,7 @@ class Serving(Section):
     """More are refused."""
 
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """Share of the device's memory that the engine takes; without effect on a CPU."""
+    """Share of hardware.memory_gib that the engine takes; without effect on a CPU."""
 
     kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache on a CPU; on a GPU the rest of its share is used."""
@@ -248,6 +256,28 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate
     registry: Registry
+
+    @model_validator(mode="after")
+    def _training_fits(self) -> Self:
+        train, gpus = self.train, self.hardware.gpus
+        if self.data.max_tokens > train.tokens_per_batch:
+            raise ValueError(
+                f"a row of data.max_tokens {self.data.max_tokens} does not fit train.tokens_per_batch "
+                f"{train.tokens_per_batch}; lower the first or raise the second"
+            )
+        if train.batch_size < gpus:
+            raise ValueError(f"train.batch_size {train.batch_size} leaves some of hardware.gpus {gpus} without a row")
+        if train.retry_out_of_memory and gpus > 1:
+            raise ValueError("train.retry_out_of_memory needs hardware.gpus 1: the others would wait for the one")
+        if train.optimizer == "paged_adamw_8bit" and self.hardware.device == "cpu":
+            raise ValueError("train.optimizer paged_adamw_8bit needs hardware.device cuda; set it to adamw")
+        return self
+
+    @model_validator(mode="after")
+    def _card_can(self) -> Self:
+        if reasons := objections(self.hardware, self.export.scheme):
+            raise ValueError("; ".join(reasons))
+        return self
 
     @model_validator(mode="after")
     def _answers_fit(self) -> Self:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.config_file import load_config
 from pipelines.errors import BAD_INPUT, DONE, MachineUnfit
+from pipelines.hardware import Hardware, card_objections
 from pipelines.settings import Settings
-from pipelines.system.machine import Machine
+from pipelines.system.machine import Gpu, Machine
 
 SMALLEST_MEMORY_GIB = 6
 SMALLEST_DISK_GB = 6
@@ -43,19 +46,23 @@ def examine(settings: Settings) -> int:
     return BAD_INPUT if any(check.good is False for check in checks) else DONE
 
 
-def require_fit(settings: Settings) -> None:
+def require_fit(settings: Settings, hardware: Hardware | None = None) -> None:
     """Say before work starts what stands in its way.
+
+    Args:
+        settings: Of this machine.
+        hardware: The profile that the work is for; that of the default config when None.
 
     Raises:
         MachineUnfit: Lists everything that does, with the way out of each.
     """
-    bad = [check for check in list_checks(settings) if check.good is False]
+    bad = [check for check in list_checks(settings, hardware) if check.good is False]
     if bad:
         lines = "\n".join(f"  {check.name}: {check.seen}; {check.remedy}" for check in bad)
         raise MachineUnfit(f"this machine cannot do it yet:\n{lines}")
 
 
-def list_checks(settings: Settings) -> list[Check]:
+def list_checks(settings: Settings, hardware: Hardware | None = None) -> list[Check]:
     """Look at this machine, in the order in which things are needed."""
     checks = [_python(), _disk(settings.home)]
     machine = _ask_ml(settings)
@@ -66,7 +73,7 @@ def list_checks(settings: Settings) -> list[Check]:
         _memory(machine),
         Check("ml environment", f"Python {machine.python}", good=True),
         _int8_experts(machine),
-        Check("GPU", ", ".join(machine.gpus) or "none", good=None),
+        *_gpus(machine, hardware or load_config(settings.config).hardware),
     ]
 
 
@@ -92,6 +99,30 @@ def _int8_experts(machine: Machine) -> Check:
         return Check("INT8 experts on CPU", f"yes, by {machine.int8_moe_kernel}", good=True)
     remedy = "nothing: configs with model.fallback use the dense tiny model here"
     return Check("INT8 experts on CPU", f"no: {machine.processor} has neither AMX nor zentorch", None, remedy)
+
+
+def _gpus(machine: Machine, wanted: Hardware) -> Iterator[Check]:
+    """Every card, what it cannot do, and whether they are those that the profile of the config wants."""
+    for gpu in machine.gpus:
+        yield Check("GPU", str(gpu), None, "; ".join(card_objections(gpu.name, gpu.capability, "int8_w8a8")))
+    if not machine.gpus:
+        yield Check("GPU", f"unknown ({machine.gpus_unknown})" if machine.gpus_unknown else "none", None)
+    if wanted.device == "cuda":
+        yield check_profile(machine.gpus, wanted)
+
+
+def check_profile(gpus: Sequence[Gpu], wanted: Hardware) -> Check:
+    """Whether the cards that are there are what a profile promises."""
+    here = [gpu for gpu in gpus if _is_wanted(gpu, wanted)]
+    seen = f"{len(here)} of {wanted.gpus} card(s) with {wanted.card_gib or wanted.memory_gib:g} GiB"
+    capability = f" and capability {'.'.join(map(str, wanted.capability))}" if wanted.capability else ""
+    remedy = "name in the config the profile of the card that is here, or write it: configs/hardware/NAME.yaml"
+    return Check(f"profile {wanted.name}", seen + capability, len(here) >= wanted.gpus, remedy)
+
+
+def _is_wanted(gpu: Gpu, wanted: Hardware) -> bool:
+    enough = gpu.memory_gib >= (wanted.card_gib or wanted.memory_gib)
+    return enough and wanted.capability in {None, gpu.capability}
 
 
 def _ask_ml(settings: Settings) -> Machine | None:

@@ -8,8 +8,10 @@ VlmopsError                 exit code 1: something failed; the message names the
 │   ├── DataRejected        more of the data set is unusable than the config allows
 │   └── MachineUnfit        wrong Python, port taken, disk or memory too small
 ├── Unreachable             a service does not answer; carries its address
+├── DownloadFailed          a file did not arrive whole; another run goes on from what is there
 ├── StepFailed              a step's process ended badly; carries the step and its exit code
 ├── TrainingFailed          no quantised experts, nothing trainable, a loss that is not a number
+│   └── OutOfMemory         a micro-batch does not fit the device
 ├── ExportRejected          the exported files are not what they should be
 ├── EngineFailed            vLLM did not start, died, or answered what it must not
 ├── EvaluationInvalid       the measurement lost requests: no score is kept
@@ -62,6 +64,10 @@ class Unreachable(VlmopsError):
         self.address = address
 
 
+class DownloadFailed(VlmopsError):
+    """A file did not arrive whole."""
+
+
 class StepFailed(VlmopsError):
     """A step's process ended badly."""
 
@@ -73,6 +79,10 @@ class StepFailed(VlmopsError):
 
 class TrainingFailed(VlmopsError):
     """Fine-tuning cannot go on."""
+
+
+class OutOfMemory(TrainingFailed):
+    """A micro-batch does not fit the device."""
 
 
 class ExportRejected(VlmopsError):

@@ -1,7 +1,8 @@
 """Run one step of one run: `python -m pipelines.execute RUN STEP`.
 
 This is the only way a step is run: Airflow and the command line start this module with the interpreter of the
-step's environment. Exit codes are those of pipelines.errors: 3 means that the step finished and asks to stop.
+step's environment. Exit codes are those of pipelines.errors: 3 means that the step finished and asks to stop. Where
+several processes run a step together, the first one is the one that records it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 from pipelines import tracking
 from pipelines.errors import DONE, REJECTED, VlmopsError
 from pipelines.run import Run
-from pipelines.settings import Settings
+from pipelines.settings import Settings, Team
 from pipelines.steps import STEPS, Step, T
-from pipelines.system.processes import end_cleanly_on_sigterm
+from pipelines.system.processes import end_cleanly_on_sigterm, end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,25 @@ def execute(run: Run, step: Step[T], *, again: bool = False) -> T:
         again: Run it even then; it still resumes from its own checkpoints.
     """
     with run.claim(step) as folder:
-        inputs = [run.read(need) for need in step.needs]
         if not again and run.finished(step):
             log.info("%s already finished; its result is reused", step.name)
             return run.read(step)
         run.forget(step)
         began = time.monotonic()
         try:
-            artifact: T = pkgutil.resolve_name(step.target)(run.config, folder, *inputs)
+            artifact = compute(run, step, folder)
         except BaseException as error:  # Ctrl-C and SIGTERM too: whatever ended the attempt is its reason
             run.write_failure(step, error)
             raise
         run.write(step, artifact, seconds=time.monotonic() - began, peak_gib=peak_gib())
         return artifact
+
+
+def compute(run: Run, step: Step[T], folder: Path) -> T:
+    """Call the step's function."""
+    inputs = [run.read(need) for need in step.needs]
+    artifact: T = pkgutil.resolve_name(step.target)(run.config, folder, *inputs)
+    return artifact
 
 
 def peak_gib() -> float:
@@ -60,9 +67,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("step", choices=STEPS, help="name of the step")
     parser.add_argument("--again", action="store_true", help="run the step even if its result is there")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    team = Team()
+    logging.basicConfig(
+        level=logging.WARNING if team.rank else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for each of a thousand questions
     end_cleanly_on_sigterm()
+    if team.world_size > 1:
+        end_with_parent()
+    if team.rank:
+        return assist(args.run, STEPS[args.step])
     return attempt(args.run, STEPS[args.step], again=args.again)
 
 
@@ -77,6 +91,17 @@ def attempt(root: Path, step: Step[Any], *, again: bool = False) -> int:
         return error.exit_code
     tracking.publish_if_reachable(run, Settings())
     return DONE if artifact.proceed else REJECTED
+
+
+def assist(root: Path, step: Step[Any]) -> int:
+    """Compute a step together with the process that records it."""
+    try:
+        run = Run.open(root)
+        compute(run, step, run.folder(step))
+    except VlmopsError as error:
+        log.error("%s: %s", step.name, error)
+        return error.exit_code
+    return DONE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""How a step's process is started: the interpreter of its environment and an argument list."""
+"""How a step's process is started: the interpreter of its environment and an argument list.
+
+Fine-tuning on several devices is as many processes, started by `accelerate launch`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pipelines.run import Run
 from pipelines.settings import Settings
-from pipelines.steps import Step
+from pipelines.steps import FINETUNE, Step
+
+ACCELERATE = ("--multi_gpu", "--num_machines=1", "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no")
+"""Options of `accelerate launch`: any free port, and nothing that the config does not say."""
 
 
 def command(step: Step[Any], run: Path, settings: Settings, *, again: bool = False) -> list[str]:
@@ -18,7 +25,12 @@ def command(step: Step[Any], run: Path, settings: Settings, *, again: bool = Fal
         again: Run it even if its result is there.
     """
     python = {"core": settings.core_python, "ml": settings.ml_python}[step.environment]
-    return [python, "-m", "pipelines.execute", str(run), step.name, *(["--again"] if again else [])]
+    execute = ["-m", "pipelines.execute", str(run), step.name]
+    if step is FINETUNE and (gpus := Run.open(run).config.hardware.gpus) > 1:
+        again = again or not Run.open(run).finished(step)  # decided here, for all of them alike
+        if again:
+            execute = ["-m", "accelerate.commands.launch", *ACCELERATE, f"--num_processes={gpus}", *execute]
+    return [python, *execute, *(["--again"] if again else [])]
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -28,9 +40,17 @@ def environment(settings: Settings) -> dict[str, str]:
     return inherited | {key: str(value) for key, value in facts.items() if value is not None}
 
 
+def step_environment(step: Step[Any], run: Path, settings: Settings) -> dict[str, str]:
+    """The same for one step: PyTorch reads how to allocate before any code of ours runs."""
+    if step is FINETUNE and Run.open(run).config.hardware.device == "cuda":
+        # Micro-batches differ in size; segments that can grow do not leave gaps that no later one fits.
+        return {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **environment(settings)}
+    return environment(settings)
+
+
 def run_step(step: Step[Any], run: Path, settings: Settings) -> int:
     """Run one step in its environment, its output shown, and return its exit code; the step ends if we are ended."""
-    process = subprocess.Popen(command(step, run, settings), env=environment(settings))
+    process = subprocess.Popen(command(step, run, settings), env=step_environment(step, run, settings))
     try:
         return process.wait()
     finally:

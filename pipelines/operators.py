@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 from pipelines import tracking
 from pipelines.dag_runs import run_root
 from pipelines.errors import BAD_INPUT, DONE, FAILED, REJECTED, BadInput, PromotionFailed, StepFailed, Unreachable
-from pipelines.launch import command, environment
+from pipelines.launch import command, step_environment
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step
@@ -77,7 +77,7 @@ class StepOperator(BaseOperator):
         settings = Settings()
         self._process = subprocess.Popen(
             command(self.step, run.root, settings, again=True),
-            env=environment(settings),
+            env=step_environment(self.step, run.root, settings),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

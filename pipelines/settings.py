@@ -1,11 +1,11 @@
-"""Where things are on this machine. The only module that reads the environment (`VLMOPS_...`)."""
+"""Where things are on this machine. The only module that reads the environment (`VLMOPS_...`, and the hubs' own)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,3 +98,33 @@ class Settings(BaseSettings):
     def engine_url(self) -> str:
         """Where vLLM itself listens."""
         return f"http://127.0.0.1:{self.engine_port}"
+
+
+class Hubs(BaseSettings):
+    """The variables of the model hubs' own tools: what serves those serves us. S3 is configured as for boto3."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, use_attribute_docstrings=True)
+
+    hf_endpoint: str = Field("https://huggingface.co", pattern=r"^https?://")
+    """The Hugging Face hub or a mirror of it."""
+
+    hf_token: SecretStr | None = None
+    """For private and gated models."""
+
+    modelscope_endpoint: str = Field("https://www.modelscope.cn", pattern=r"^https?://")
+    """ModelScope or a mirror of it."""
+
+    modelscope_api_token: SecretStr | None = None
+    """For private models."""
+
+
+class Team(BaseSettings):
+    """Which one this is of the processes that run a step together; `accelerate launch` says so."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    rank: int = Field(0, ge=0)
+    """The first one records what the step did."""
+
+    world_size: int = Field(1, ge=1)
+    """How many there are."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from pipelines.budget.measured import predictions
 from pipelines.errors import BadInput, Unreachable
 from pipelines.run import Run
 from pipelines.settings import Settings
@@ -152,6 +153,7 @@ def _publish_step(mlflow: MlflowClient, run_id: str, run: Run, step: Step[Any]) 
     values |= dict(numbers(record.artifact, step.name))
     for evaluation in record.artifact.get("evaluations", ()):
         values |= _accuracies(evaluation)
+    values |= predictions(run, step)
     # The file's own time, so that a repeated publication writes the same rows again instead of new ones.
     stamp = int((run.folder(step) / "output.json").stat().st_mtime * 1000)
     metrics = [Metric(key, value, stamp, 0) for key, value in values.items()]

@@ -126,12 +126,14 @@ def artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
             rejects=(), tokens=(0, 5), visual_share=0.5,
         ),
         "finetune": a.Adapter(
-            path=folder, digest=digest, base_digest=digest, trainable_parameters=10, steps=5, loss=0.1, eval_loss=0.2,
-            tokens_per_second=100, peak_gib=0.5,
+            path=folder, digest=digest, base_digest=digest, trainable_parameters=10, steps=5, stopped_early=False,
+            best_step=5, loss=0.1, eval_loss=0.2, tokens_per_second=100, padding_share=0.1, tokens_per_batch=8192,
+            peak_gib=0.5, memory={},
         ),
         "export": a.QuantizedModel(
             path=folder / "model", digest=digest, scheme="int8_w8a8", size_bytes=2_000_000, base_digest=digest,
-            adapter_digest=digest, merged_path=folder / "model", merged_digest=digest, merged_bytes=4_000_000,
+            adapter_digest=digest, quantized_base_path=folder / "model", quantized_base_digest=digest,
+            merged_path=folder / "model", merged_digest=digest, merged_bytes=4_000_000,
             quantized_tensors=9, relative_error=0.01, delta_norm=0.1,
         ),
         "evaluate": a.EvalReport(

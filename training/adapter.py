@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.system.durable import commit
 from pipelines.system.manifest import write_manifest
 from training.experts import ExpertLora
-from training.model import ATTENTION, MLP, Adapted, Targets
+from training.model import Adapted, Targets, linear_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -73,14 +73,13 @@ def read_weights(adapted: Mapping[str, Adapted], folder: Path) -> None:
 def peft_config(adapted: Mapping[str, Adapted], shape: LoraShape) -> LoraConfig:
     """The config that makes PEFT build the same adapter."""
     stacks = sorted({name.rpartition(".")[2] for name, module in adapted.items() if isinstance(module, ExpertLora)})
-    linear = ATTENTION if stacks or shape.targets == "attention" else f"({ATTENTION}|{MLP})"
     return LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # PEFT divides it and takes any number
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
-        target_modules=linear,
+        target_modules=linear_pattern(shape.targets, mlp=not stacks),
         # In this order: PEFT nests the second around the first.
         target_parameters=[f"mlp.experts.{stack}" for stack in NESTED if stack in stacks] or None,
         inference_mode=True,

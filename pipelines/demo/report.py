@@ -33,9 +33,9 @@ def accuracy_table(report: EvalReport, forgetful: EvalReport) -> Table:
     """Right answers per slice with 95 % intervals, as each model was served."""
     table = Table(title="right answers on the held-out test split, with 95 % intervals")
     columns = {
-        "base": report.subject("base"),
+        f"base {_scheme(report, 'base')}": report.subject("base"),
         "merged bf16": report.subject("merged"),
-        f"candidate {_scheme(report)}": report.subject("candidate"),
+        f"candidate {_scheme(report, 'candidate')}": report.subject("candidate"),
         "without replay": forgetful.subject("candidate"),
     }
     for column in ("slice", "n", *columns):
@@ -99,9 +99,9 @@ def failed_slices(run: Run) -> Iterable[str]:
     return [finding.name for finding in run.read(GATE).findings if finding.outcome == "fail"]
 
 
-def _scheme(report: EvalReport) -> str:
-    candidate = report.subject("candidate")
-    return candidate.scheme if candidate else ""
+def _scheme(report: EvalReport, subject: str) -> str:
+    evaluation = report.subject(subject)
+    return evaluation.scheme if evaluation else ""
 
 
 def _share(score: Score | None) -> str:

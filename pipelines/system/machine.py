@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +16,21 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.errors import MachineUnfit
 
 Kernel = Literal["amx", "zentorch"]
+
+
+class Gpu(BaseModel):
+    """One NVIDIA card."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    memory_gib: float
+    """In all, the driver's own part included: CUDA reports up to 1.5 % less."""
+
+    capability: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory_gib:.1f} GiB, capability {self.capability[0]}.{self.capability[1]}"
 
 
 class Machine(BaseModel):
@@ -30,8 +45,9 @@ class Machine(BaseModel):
     int8_moe_kernel: Kernel | None
     """What computes INT8 experts on this CPU; None: nothing does."""
 
-    gpus: tuple[str, ...]
-    """Names of the NVIDIA cards, or why they are unknown."""
+    gpus: tuple[Gpu, ...]
+    gpus_unknown: str | None = None
+    """Why the driver did not answer; None: it did."""
 
 
 def int8_moe_kernel(cpuinfo: str, *, zentorch: bool) -> Kernel | None:
@@ -55,6 +71,7 @@ def local_int8_moe_kernel() -> Kernel | None:
 
 def inspect() -> Machine:
     """Look at this machine."""
+    gpus, unknown = _gpus()
     models = [line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
     return Machine(
         python=platform.python_version(),
@@ -62,7 +79,8 @@ def inspect() -> Machine:
         memory_gib=psutil.virtual_memory().total / 2**30,
         processor=models[0] if models else platform.processor(),
         int8_moe_kernel=local_int8_moe_kernel(),
-        gpus=_gpus(),
+        gpus=gpus,
+        gpus_unknown=unknown,
     )
 
 
@@ -81,18 +99,29 @@ def _cpuinfo() -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _gpus() -> tuple[str, ...]:
+def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """The cards, or why they are unknown."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return (f"unknown ({error})",)
+        return (), str(error)
     try:
-        handles = (pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount()))
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(map(_gpu, handles)), None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _gpu(handle: Any) -> Gpu:
+    import pynvml
+
+    return Gpu(
+        name=str(pynvml.nvmlDeviceGetName(handle)),
+        memory_gib=pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30,
+        capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle),
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def start(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
             start_new_session=True,
-            preexec_fn=None if outlives_us else _end_with_parent,  # noqa: PLW1509  one system call, no lock
+            preexec_fn=None if outlives_us else end_with_parent,  # noqa: PLW1509  one system call, no lock
         )
 
 
@@ -102,7 +102,8 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Get SIGTERM when the process that started this one ends in any way, also by SIGKILL."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

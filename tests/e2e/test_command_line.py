@@ -37,7 +37,8 @@ def test_a_candidate_that_learnt_too_little_is_refused(tmp_path: Path) -> None:
     run = Run.open(Settings(home=tmp_path).runs / "dense")
     assert run.read(DOWNLOAD).architecture == "Qwen3VLForConditionalGeneration"
     assert run.read(EXPORT).merged_path is None
-    assert run.read(EVALUATE).subject("candidate") is not None
+    schemes = {evaluation.subject: evaluation.scheme for evaluation in run.read(EVALUATE).evaluations}
+    assert schemes == {"base": "int8_w8a8", "candidate": "int8_w8a8"}
     assert run.read(GATE).outcome in {"fail", "inconclusive"}
     assert not (run.folder(REGISTER) / "output.json").exists()
 

@@ -94,7 +94,8 @@ def adapter(run: Run) -> Adapter:
     """A trained adapter."""
     return Adapter(
         path=run.folder(FINETUNE) / "adapter", digest="a" * 64, base_digest="b" * 64, trainable_parameters=64_500,
-        steps=10, loss=0.2, eval_loss=0.25, tokens_per_second=9000, peak_gib=1.2,
+        steps=10, stopped_early=False, best_step=10, loss=0.2, eval_loss=0.25, tokens_per_second=9000,
+        padding_share=0.1, tokens_per_batch=8192, peak_gib=1.2, memory={},
     )  # fmt: skip
 
 
@@ -102,7 +103,8 @@ def exported_model(path: Path) -> QuantizedModel:
     """An exported model."""
     return QuantizedModel(
         path=path, digest="e" * 64, scheme="int8_w8a8", size_bytes=2_000_000, base_digest="b" * 64,
-        adapter_digest="a" * 64, merged_path=None, merged_digest=None, merged_bytes=None, quantized_tensors=84,
+        adapter_digest="a" * 64, quantized_base_path=path, quantized_base_digest="q" * 64,
+        merged_path=None, merged_digest=None, merged_bytes=None, quantized_tensors=84,
         relative_error=0.007, delta_norm=0.1,
     )  # fmt: skip
 

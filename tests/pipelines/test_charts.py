@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.charts import accuracy_chart
+from pipelines.charts import accuracy_chart, label
 from pipelines.settings import Settings
 from pipelines.steps import EVALUATE
 from tests.pipelines.finished_run import evaluated_run
@@ -20,3 +20,9 @@ def test_a_picture_is_drawn(settings: Settings, tmp_path: Path, subjects: tuple[
     accuracy_chart(report.model_copy(update={"evaluations": kept}), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(("scheme", "shown"), [("bf16", "base bf16"), ("int8_w8a8", "base INT8")])
+def test_a_bar_says_what_was_served(settings: Settings, scheme: str, shown: str) -> None:
+    base = evaluated_run(settings, "shown", "shown").read(EVALUATE).evaluations[0]
+    assert label(base.model_copy(update={"scheme": scheme})) == shown

@@ -22,7 +22,7 @@ def commands() -> dict[str, object]:
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {"run", "step", "status", "validate", "schema", "doctor", "promote", "rollback"} <= set(commands())
+    assert {"run", "step", "status", "validate", "plan", "schema", "doctor", "promote", "rollback"} <= set(commands())
     for name in commands():
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])

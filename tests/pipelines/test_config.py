@@ -30,8 +30,8 @@ def write(folder: Path, **changes: object) -> Path:
 
 
 def test_configs_are_found() -> None:
-    assert CONFIGS
-    assert len(PROFILES) >= 2
+    assert len(CONFIGS) >= 2
+    assert len(PROFILES) >= 6
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -41,7 +41,9 @@ def test_config_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_profile_loads(path: Path, tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, hardware=path.stem)).hardware.name == path.stem
+    # In bf16, which every card can do; INT8 is refused on one of them.
+    path_of = write(tmp_path, hardware=path.stem, export__scheme="bf16")
+    assert load_config(path_of).hardware.name == path.stem
 
 
 def test_every_field_is_documented() -> None:
@@ -108,7 +110,7 @@ def test_an_override_of_an_unknown_field_is_refused() -> None:
 
 
 def test_an_unknown_profile_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="known: cpu, l40s_48gb"):
+    with pytest.raises(ConfigError, match="known: a6000_48gb, cpu, h200_capped_48gb, l40s_48gb"):
         load_config(write(tmp_path, hardware="rtx_5"))
 
 
@@ -123,3 +125,29 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, why: str
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such config"):
         load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (("train.tokens_per_batch=100",), r"data.max_tokens 128 does not fit train.tokens_per_batch 100"),
+        (("train.optimizer=paged_adamw_8bit",), "needs hardware.device cuda; set it to adamw"),
+        (("train.patience=0",), r"train\.patience"),
+    ],
+)
+def test_training_that_cannot_work_is_refused_before_anything_starts(overrides: tuple[str, ...], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_config(ROOT / "configs" / "smoke.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("train", "why"),
+    [({"batch_size": 1}, "leaves some of hardware.gpus 2 without a row"), ({"retry_out_of_memory": True}, "gpus 1")],
+)
+def test_several_devices_need_rows_for_each_and_do_not_retry(
+    train: dict[str, object], why: str, tmp_path: Path
+) -> None:
+    profile = {"name": "two", "device": "cpu", "memory_gib": 8, "gpus": 2}
+    config = write(tmp_path, hardware=profile, **{f"train__{key}": value for key, value in train.items()})
+    with pytest.raises(ConfigError, match=why):
+        load_config(config)

@@ -48,6 +48,12 @@ def test_devices_differ(smoke: Config) -> None:
     assert not any("CPU" in name for name in environment(CARD))
 
 
+def test_a_capped_card_is_served_capped(smoke: Config) -> None:
+    capped = CARD.model_copy(update={"card_gib": 139.8})
+    share = float(_value(options(smoke.serving, smoke.images, capped), "--gpu-memory-utilization"))
+    assert share * 139.8 == pytest.approx(0.85 * 48, rel=1e-3)
+
+
 def test_an_engine_ends_with_its_block(make: Maker, tmp_path: Path, no_process_left: None) -> None:
     with engine(make(1).launch(DOUBLE), tmp_path / "engine.log") as started, PeakMemory(started.pid, 0.05) as memory:
         assert 0 < started.wait_ready(10) < 10

@@ -45,15 +45,22 @@ def data(tmp_path: Path) -> Dataset:
 def evaluate(smoke: Config, make: Maker, data: Dataset, tmp_path: Path) -> Evaluate:
     """Measures v1 as the base and v2 as the candidate; both are made on first use."""
 
-    def run(fault: str = "", *, cache: str = "cache", folder: str = "run", **behaviour: object) -> EvalReport:
-        base, candidate = make.folder / "model-1", make.folder / "model-2"
+    def run(
+        fault: str = "",
+        *,
+        folder: str = "run",
+        base: Path = make.folder / "model-1",
+        exported: Path | None = None,
+        **behaviour: object,
+    ) -> EvalReport:
+        candidate = make.folder / "model-2"
         if not base.exists():
             make(1)
             make(2, fault, **behaviour)
         settings = smoke.evaluate.model_copy(update={"golden_items": 4, "concurrency": 3})
         config = smoke.model_copy(update={"serving": make.serving, "evaluate": settings})
-        wanted = subjects(_base(base), _quantized(candidate))
-        return Bench(config, tmp_path / folder, tmp_path / cache, data, wanted, DOUBLE).report()
+        wanted = subjects(_base(base), _quantized(candidate, exported))
+        return Bench(config, tmp_path / folder, tmp_path / "cache", data, wanted, DOUBLE).report()
 
     return run
 
@@ -62,7 +69,7 @@ def _base(path: Path) -> BaseSnapshot:
     return BaseSnapshot(path=path, source="x", revision="0" * 40, digest=manifest_digest(path), architecture="x")
 
 
-def _quantized(path: Path) -> QuantizedModel:
+def _quantized(path: Path, base: Path | None = None) -> QuantizedModel:
     return QuantizedModel(
         path=path,
         digest=manifest_digest(path),
@@ -70,6 +77,8 @@ def _quantized(path: Path) -> QuantizedModel:
         size_bytes=1,
         base_digest="b",
         adapter_digest="a",
+        quantized_base_path=base,
+        quantized_base_digest=manifest_digest(base) if base else None,
         merged_path=None,
         merged_digest=None,
         merged_bytes=None,
@@ -94,6 +103,30 @@ def test_report(evaluate: Evaluate, no_process_left: None) -> None:
     assert list(read_answers(candidate.answers)) == [f"q{number}" for number in range(6)]
     assert candidate.peak_gib > 0
     assert 0 < candidate.latency_p50_ms <= candidate.latency_p99_ms
+
+
+def test_the_base_is_served_in_the_candidates_scheme(evaluate: Evaluate, make: Maker) -> None:
+    published, exported = make(3, "dies").model, make(1).model
+    make(2)
+    base = evaluate(base=published, exported=exported).subject("base")
+    assert base is not None
+    assert (base.scheme, base.model_digest) == ("int8_w8a8", manifest_digest(exported))
+    assert {answer.text for answer in read_answers(base.answers).values()} == {"answer of v1"}
+
+
+def test_without_an_exported_base_it_is_served_as_published(evaluate: Evaluate, make: Maker) -> None:
+    base = evaluate().subject("base")
+    assert base is not None
+    assert (base.scheme, base.model_digest) == ("bf16", manifest_digest(make.folder / "model-1"))
+
+
+def test_one_scheme_s_answers_are_not_taken_for_another_s(evaluate: Evaluate, make: Maker, tmp_path: Path) -> None:
+    first = evaluate().subject("base")
+    second = evaluate(folder="other", exported=make.folder / "model-1").subject("base")
+    assert first is not None
+    assert second is not None
+    assert (first.scheme, second.scheme) == ("bf16", "int8_w8a8")
+    assert "base" in _starts(tmp_path / "other")
 
 
 def test_golden_answers_are_self_contained(evaluate: Evaluate) -> None:

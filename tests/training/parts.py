@@ -54,8 +54,10 @@ def adapted_model(base: BaseSnapshot, rank: int = 4) -> tuple[PreTrainedModel, d
 def store_adapter(adapted: dict[str, Adapted], base: BaseSnapshot, folder: Path, rank: int = 4) -> Adapter:
     """Save LoRA weights as the finetune step does."""
     digest = save_adapter(adapted, LoraShape("attention+experts", rank, 2.0 * rank), base.digest, folder)
-    facts = dict.fromkeys(("trainable_parameters", "steps", "loss", "eval_loss", "tokens_per_second", "peak_gib"), 1)
-    return Adapter(path=folder, digest=digest, base_digest=base.digest, **facts)
+    counts = ("trainable_parameters", "steps", "best_step", "tokens_per_batch")
+    figures = ("loss", "eval_loss", "tokens_per_second", "padding_share", "peak_gib")
+    facts = dict.fromkeys((*counts, *figures), 1)
+    return Adapter(path=folder, digest=digest, base_digest=base.digest, stopped_early=False, memory={}, **facts)
 
 
 def run_until_killed(

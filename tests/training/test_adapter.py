@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +16,9 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from pipelines.artifacts import BaseSnapshot
 from pipelines.system.manifest import read_manifest
 from tests.training.parts import adapted_model, store_adapter
-from training.adapter import LoraShape, pack_experts, peft_config, read_weights, unpack_experts
-from training.experts import PackedStack
-from training.model import attach_lora, load_quantized
+from training.adapter import LoraShape, pack_experts, peft_config, read_weights, save_adapter, unpack_experts
+from training.layers.nf4 import PackedStack
+from training.model import Targets, attach_lora, load_quantized
 
 IDS = torch.arange(5, 25)[None]
 
@@ -49,11 +51,16 @@ def test_stock_peft_computes_the_same_logits(any_base: BaseSnapshot, tmp_path: P
     assert float((theirs - plain).norm() / plain.norm()) > 0.05  # and it does something
 
 
-def test_names_and_shapes_are_those_that_peft_would_write(any_base: BaseSnapshot, tmp_path: Path) -> None:
-    _, adapted = adapted_model(any_base)
-    ours = load_file(store_adapter(adapted, any_base, tmp_path / "ours").path / "adapter_model.safetensors")
+@pytest.mark.parametrize("targets", get_args(Targets))
+def test_names_and_shapes_are_those_that_peft_would_write(
+    targets: Targets, any_base: BaseSnapshot, tmp_path: Path
+) -> None:
+    adapted = attach_lora(load_quantized(any_base.path, torch.float32, "cpu"), targets, 4, 8, seed=1)
+    shape = LoraShape(targets, 4, 8)
+    save_adapter(adapted, shape, any_base.digest, tmp_path / "ours")
+    ours = load_file(tmp_path / "ours" / "adapter_model.safetensors")
     stock = AutoModelForImageTextToText.from_pretrained(any_base.path)
-    wrapped = get_peft_model(stock, peft_config(adapted, LoraShape("attention+experts", 4, 8)))
+    wrapped = get_peft_model(stock, peft_config(adapted, shape))
     wrapped.save_pretrained(str(tmp_path / "theirs"))
     theirs = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}

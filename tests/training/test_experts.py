@@ -9,18 +9,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from training import experts
-from training.experts import ExpertLora, NF4Config, PackedStack, grouped_linear, nf4_experts
+from training import quantizer
+from training.experts import ExpertLora, nf4_experts
+from training.layers.grouped import grouped_outer, grouped_product, route
+from training.layers.nf4 import PackedStack
+from training.loss import AnswerLoss
+from training.model import attach_lora, load_quantized
+from training.quantizer import NF4Config
 
 EXPERTS, HIDDEN, WIDTH = 5, 64, 32
 
 
-def _module(rank: int = 4) -> SimpleNamespace:
+def _module(rank: int = 4, *, keep: bool = False) -> SimpleNamespace:
     torch.manual_seed(0)
     shapes = {"gate_up": (EXPERTS, 2 * WIDTH, HIDDEN), "down": (EXPERTS, HIDDEN, WIDTH)}
-    module = SimpleNamespace(num_experts=EXPERTS, act_fn=torch.nn.functional.silu)
+    module = SimpleNamespace(num_experts=EXPERTS, keep=keep)
     for name, shape in shapes.items():
         setattr(module, f"{name}_proj", PackedStack(torch.randn(shape) / 8))
         lora = ExpertLora(torch.Size(shape), rank, 2.0, torch.device("cpu"))
@@ -42,7 +47,7 @@ def _reference(
         row = torch.zeros(HIDDEN)
         for expert, share in zip(experts_of_token.tolist(), shares, strict=True):
             gate, up = (full["gate_up"][expert] @ token).chunk(2)
-            row = row + share * (full["down"][expert] @ (module.act_fn(gate) * up))
+            row = row + share * (full["down"][expert] @ (torch.nn.functional.silu(gate) * up))
         rows.append(row)
     return torch.stack(rows)
 
@@ -52,12 +57,14 @@ def _inputs(tokens: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     scores = torch.rand(tokens, EXPERTS, generator=generator)
     scores[:, 2] = 0  # one expert is never chosen
     weights, chosen = scores.topk(2)
-    return torch.randn(tokens, HIDDEN, generator=generator, requires_grad=True), chosen, weights
+    return torch.randn(tokens, HIDDEN, generator=generator, requires_grad=True), chosen, weights.requires_grad_()
 
 
-def test_output_and_every_gradient_equal_the_dequantised_reference() -> None:
-    module, (hidden, chosen, weights) = _module(), _inputs()
-    parameters = [hidden, *module.gate_up_lora.parameters(), *module.down_lora.parameters()]
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("rank", [4, 8])
+def test_output_and_every_gradient_equal_the_dequantised_reference(rank: int, keep: bool) -> None:
+    module, (hidden, chosen, weights) = _module(rank, keep=keep), _inputs()
+    parameters = [hidden, weights, *module.gate_up_lora.parameters(), *module.down_lora.parameters()]
     results = []
     for forward in (nf4_experts, _reference):
         out = forward(module, hidden, chosen, weights)
@@ -101,29 +108,41 @@ def test_what_is_needed_to_unpack_moves_and_saves_with_the_module() -> None:
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6))
 def test_each_group_meets_its_own_matrix(sizes: list[int]) -> None:
-    tokens, weight = torch.randn(sum(sizes), 4), torch.randn(len(sizes), 3, 4)
+    rows, others, matrices = torch.randn(sum(sizes), 4), torch.randn(sum(sizes), 2), torch.randn(len(sizes), 4, 3)
     ends = torch.tensor(sizes).cumsum(0).to(torch.int32)
-    wanted = [group @ matrix.T for group, matrix in zip(tokens.split(sizes), weight, strict=True)]
-    torch.testing.assert_close(grouped_linear(tokens, weight, ends), torch.cat(wanted))
+    groups, partners = rows.split(sizes), others.split(sizes)
+    wanted = [group @ matrix for group, matrix in zip(groups, matrices, strict=True)]
+    torch.testing.assert_close(grouped_product(rows, matrices, ends), torch.cat(wanted))
+    outer = [group.T @ partner for group, partner in zip(groups, partners, strict=True)]
+    torch.testing.assert_close(grouped_outer(rows, others, ends), torch.stack(outer))
+
+
+@settings(max_examples=30, deadline=None)
+@given(tokens=st.integers(1, 9), per_token=st.integers(1, 3), experts=st.integers(3, 130), seed=st.integers(0, 99))
+def test_routing_sorts_by_expert_and_finds_every_row_again(
+    tokens: int, per_token: int, experts: int, seed: int
+) -> None:
+    scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed))
+    chosen = scores.topk(per_token).indices
+    routing = route(chosen, experts)
+    by_expert = chosen.flatten()[routing.order]
+    assert torch.equal(by_expert, by_expert.sort().values)
+    assert torch.equal(routing.ends, torch.bincount(by_expert, minlength=experts).cumsum(0).to(torch.int32))
+    assert torch.equal(routing.tokens[routing.places], torch.arange(tokens)[:, None].expand(-1, per_token))
+    assert torch.equal(by_expert[routing.places], chosen)
 
 
 def test_a_text_only_mixture_is_packed_by_the_same_code(tmp_path: Path) -> None:
     config = Qwen3MoeConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=96, moe_intermediate_size=48, num_hidden_layers=2,
+        vocab_size=64, hidden_size=128, intermediate_size=96, moe_intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, num_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
     torch.manual_seed(0)
     reference = Qwen3MoeForCausalLM(config).eval()
     reference.save_pretrained(tmp_path)
-    experts.register()
-    model = AutoModelForCausalLM.from_pretrained(
-        tmp_path,
-        quantization_config=NF4Config(bnb_4bit_compute_dtype=torch.float32),
-        experts_implementation=experts.NAME,
-        dtype=torch.float32,
-    ).eval()
-    stacks = [module for module in model.modules() if isinstance(module, PackedStack)]
-    assert len(stacks) == 4
+    model = load_quantized(tmp_path, torch.float32, "cpu").eval()
+    adapted = attach_lora(model, "attention+experts", 4, 8, seed=0)
+    assert len(adapted) == 2 * (4 + 2)
     for ours, theirs in zip(model.model.layers, reference.model.layers, strict=True):
         unpacked = ours.mlp.experts.gate_up_proj.unpack(torch.float32)
         stock = theirs.mlp.experts.gate_up_proj.detach()
@@ -132,8 +151,10 @@ def test_a_text_only_mixture_is_packed_by_the_same_code(tmp_path: Path) -> None:
     with torch.no_grad():
         ours, stock = model(ids).logits, reference(ids).logits
     assert float((ours - stock).norm() / stock.norm()) < 0.5
+    AnswerLoss(model)(labels=ids, input_ids=ids).backward()
+    assert all(module.b.grad is not None and module.b.grad.any() for module in adapted.values())
 
 
 @pytest.mark.parametrize("name", ["quant_method", "load_in_4bit"])
 def test_the_method_is_not_an_option(name: str) -> None:
-    assert NF4Config(**{name: "other"}).quant_method == experts.NAME
+    assert NF4Config(**{name: "other"}).quant_method == quantizer.NAME

@@ -10,15 +10,21 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from pipelines.artifacts import Adapter, BaseSnapshot
 from pipelines.errors import ExportRejected, MachineUnfit
+from pipelines.settings import Settings
 from pipelines.system.manifest import ManifestMismatch, read_manifest, verify_manifest
 from tests.training.parts import Configure, adapted_model, run_until_killed, store_adapter
-from training import export as module
 from training.export import export
 from training.int8 import is_quantized, scale_name
+from training.weights import stream
+
+
+@pytest.fixture(autouse=True)
+def _machine(settings: Settings) -> None:
+    """A cache of our own, for the exported base."""
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -28,9 +34,13 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 def _peft_merge(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """Stock PEFT's merge in fp32, rounded to bf16, with experts unfused."""
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload().to(torch.bfloat16)
+    return unfused(PeftModel.from_pretrained(model, adapter).merge_and_unload().to(torch.bfloat16))
+
+
+def unfused(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's tensors with a matrix for each projection of each expert."""
     wanted = {}
-    for name, tensor in merged.state_dict().items():
+    for name, tensor in model.state_dict().items():
         if name.endswith("experts.gate_up_proj"):
             for expert, matrix in enumerate(tensor):
                 for part, half in zip(("gate", "up"), matrix.chunk(2), strict=True):
@@ -145,28 +155,36 @@ def test_an_update_of_a_tensor_that_the_base_lacks_is_refused(
         export(configure(), tmp_path, moe_base, adapter)
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
-    any_base: BaseSnapshot, adapter: Adapter, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("place", "least_bytes"), [("bases-exported", 2e6), ("step", 5e6)])
+def test_a_full_disk_is_said_before_anything_is_written_there(
+    place: str,
+    least_bytes: float,
+    any_base: BaseSnapshot,
+    adapter: Adapter,
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs = []
 
     def refuse(folder: Path, need: int, purpose: str) -> None:
-        needs.append(need)
-        raise MachineUnfit(f"{purpose} {folder}")
+        if folder.name == place:
+            needs.append(need)
+            raise MachineUnfit(f"{purpose} {folder}")
 
-    monkeypatch.setattr(module, "require_disk", refuse)
-    with pytest.raises(MachineUnfit):
-        export(configure(), tmp_path, any_base, adapter)
-    assert needs[0] > 5e6
-    assert not list(tmp_path.glob(".*.partial/*.safetensors*"))
+    monkeypatch.setattr(stream, "require_disk", refuse)
+    with pytest.raises(MachineUnfit, match=place):
+        export(configure(), tmp_path / "step", any_base, adapter)
+    assert needs[0] > least_bytes
+    assert not list(tmp_path.rglob(f"{place}/.*.partial/*.safetensors*"))
 
 
 @pytest.mark.parametrize(
     ("where", "at"),
     [
-        ("training.shards._Shard.write", 40),
-        ("training.export.verify_release", 1),
-        ("training.export.verify_release", 2),
+        ("training.weights.shards._Shard.write", 40),
+        ("training.weights.stream.verify_release", 1),
+        ("training.weights.stream.verify_release", 2),
     ],
 )
 def test_a_killed_step_leaves_nothing_that_looks_whole_and_starts_over(

@@ -6,21 +6,25 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from pipelines.artifacts import BaseSnapshot, Dataset
-from training.chat.dataset import Collator, EncodedRows, Sample
-from training.chat.encoding import IGNORE, Encoded, Encoder
+from training.chat.dataset import EncodedRows, Sample
+from training.chat.encoding import IGNORE, Encoded, Encoder, collate
 from training.chat.positions import token_positions
 from training.loss import AnswerLoss, exact_matches
 
 
 def _setup(base: BaseSnapshot, data: Dataset, encoder: Encoder) -> tuple[AnswerLoss, list[Sample]]:
-    model = AutoModelForImageTextToText.from_pretrained(base.path, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(base.path, dtype=torch.float32).eval().requires_grad_(False)
     rows = EncodedRows(data.path, "test", encoder, lambda row: token_positions(model, row))
     return AnswerLoss(model), [rows[i] for i in range(len(rows))]
 
 
+def _batch(samples: list[Sample]) -> dict[str, torch.Tensor]:
+    return collate([sample.row for sample in samples], [sample.positions for sample in samples], pad=0)
+
+
 def test_the_loss_is_the_stock_one(any_base: BaseSnapshot, data: Dataset, encoder: Encoder) -> None:
     objective, samples = _setup(any_base, data, encoder)
-    batch = Collator(pad=0)(samples)
+    batch = _batch(samples)
     mask = torch.arange(batch["input_ids"].shape[1]) < torch.tensor([[len(s.row.input_ids)] for s in samples])
     visual = torch.nn.utils.rnn.pad_sequence([s.row.image_mask for s in samples], batch_first=True)
     with torch.no_grad():
@@ -42,7 +46,7 @@ def test_exact_match_is_what_greedy_decoding_writes(moe_base: BaseSnapshot, data
     # A base of a few steps answers nothing right: what it does write is made the right answer of every other row.
     pairs = list(zip(samples, written, strict=True))
     answers = [_relabel(sample, tokens) if i % 2 else sample for i, (sample, tokens) in enumerate(pairs)]
-    matches = exact_matches(objective, Collator(pad=0)(answers))
+    matches = exact_matches(objective, _batch(answers))
     right = [sample.row.labels[sample.row.labels != IGNORE] for sample in answers]
     wanted = [torch.equal(answer, tokens) for answer, tokens in zip(right, written, strict=True)]
     assert matches.tolist() == wanted

@@ -17,9 +17,9 @@ from pipelines.artifacts import BaseSnapshot
 from pipelines.errors import ExportRejected
 from tests.training.parts import adapted_model, store_adapter
 from training.experts import ExpertLora
-from training.layout import expert_shape
 from training.merge import ExpertShape, LoraReader, add_update
 from training.model import Adapted
+from training.weights.layout import expert_shape
 
 Tensors = dict[str, torch.Tensor]
 

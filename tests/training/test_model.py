@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from pipelines.artifacts import BaseSnapshot
 from pipelines.errors import TrainingFailed
-from training.experts import PackedStack
+from training.layers.nf4 import PackedStack
 from training.model import attach_lora, load_quantized, prove_quantized, prove_trainable
 
 
@@ -59,6 +59,12 @@ def test_a_layer_that_bitsandbytes_unpacks_wrongly_is_caught(model: torch.nn.Mod
         prove_quantized(model)
 
 
+def test_experts_with_another_activation_are_caught(model: torch.nn.Module) -> None:
+    model.model.language_model.layers[0].mlp.experts.act_fn = torch.nn.GELU()
+    with pytest.raises(TrainingFailed, match=r"layers\.0\.mlp\.experts has GELU"):
+        prove_quantized(model)
+
+
 def test_a_stack_that_grew_is_caught(model: torch.nn.Module) -> None:
     stack = model.model.language_model.layers[0].mlp.experts.down_proj
     stack.register_buffer("spare", torch.zeros(stack.shape, dtype=torch.bfloat16))
@@ -66,14 +72,18 @@ def test_a_stack_that_grew_is_caught(model: torch.nn.Module) -> None:
         prove_quantized(model)
 
 
-@pytest.mark.parametrize(("targets", "moe", "dense"), [("attention", 12, 12), ("attention+experts", 18, 21)])
+@pytest.mark.parametrize(
+    ("targets", "moe", "dense"),
+    [("attention", 12, 12), ("attention+experts", 18, 21), ("attention+experts+merger", 24, 27)],
+)
 def test_exactly_the_targets_are_trainable(targets: str, moe: int, dense: int, any_base: BaseSnapshot) -> None:
     model = load_quantized(any_base.path, torch.float32, "cpu")
     adapted = attach_lora(model, targets, 4, 8, seed=0)
     assert len(adapted) == (moe if "Moe" in any_base.architecture else dense)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trainable) == 2 * len(adapted)
-    assert not [name for name in trainable if "visual" in name or "lm_head" in name]
+    assert not [name for name in trainable if "visual.blocks" in name or "lm_head" in name]
+    assert any("visual" in name for name in trainable) == targets.endswith("merger")
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
 
 
@@ -89,7 +99,7 @@ def test_a_missing_target_is_caught(model: torch.nn.Module) -> None:
     name, module = next((n, m) for n, m in adapted.items() if n.endswith("down_proj"))
     module.requires_grad_(False)
     del adapted[name]
-    with pytest.raises(TrainingFailed, match="17 targets in 3 layers, expected 6"):
+    with pytest.raises(TrainingFailed, match="17 targets, and this model should have 18"):
         prove_trainable(model, adapted, "attention+experts")
 
 

@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, Qwen3VLProcessor
 
 from pipelines.system.manifest import write_manifest
-from training.attention import use_packed_vision_attention
 from training.builtin.architecture import build_model
 from training.builtin.drawings import Drawing, draw_many
 from training.builtin.processor import build_processor
 from training.builtin.recipe import Recipe
 from training.chat.encoding import Encoded, Encoder, collate
 from training.chat.positions import token_positions
+from training.layers.attention import use_packed_vision_attention
 from training.loss import AnswerLoss
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def _train(model: PreTrainedModel, processor: Qwen3VLProcessor, recipe: Recipe) 
     for _ in range(recipe.steps):
         chosen = torch.randint(len(rows), (recipe.batch_size,)).tolist()
         batch = collate([rows[i] for i in chosen], [places[i] for i in chosen], processor.tokenizer.pad_token_id)
-        objective(**batch).backward()
+        functional.cross_entropy(*objective.answers(**batch)).backward()  # the head learns too
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -20,7 +20,6 @@ from pipelines.system.manifest import ManifestMismatch, text_digest, verify_mani
 log = logging.getLogger(__name__)
 
 MODULES = (
-    "attention.py",
     "builtin/architecture.py",
     "builtin/build.py",
     "builtin/drawings.py",
@@ -28,6 +27,7 @@ MODULES = (
     "builtin/recipe.py",
     "chat/encoding.py",
     "chat/positions.py",
+    "layers/attention.py",
     "loss.py",
 )
 """Whose source text is part of every recipe."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import MachineUnfit
-from pipelines.system.machine import int8_moe_kernel, require_disk
+from pipelines.system.machine import Gpu, int8_moe_kernel, require_disk
 
 ZEN = "vendor_id: AuthenticAMD\nflags: avx2 avx512f avx512_bf16"
 SAPPHIRE_RAPIDS = "vendor_id: GenuineIntel\nflags: avx512f amx_tile amx_int8"
@@ -26,6 +26,10 @@ OLD_INTEL = "vendor_id: GenuineIntel\nflags: avx2"
 )
 def test_kernel_of_a_processor(cpuinfo: str, zentorch: bool, kernel: str | None) -> None:
     assert int8_moe_kernel(cpuinfo, zentorch=zentorch) == kernel
+
+
+def test_a_card_is_named_with_what_decides_what_it_can_do() -> None:
+    assert str(Gpu(name="NVIDIA L40S", memory_gib=44.99, capability=(8, 9))) == "NVIDIA L40S, 45.0 GiB, capability 8.9"
 
 
 def test_a_full_disk_is_said_before_work_starts(tmp_path: Path) -> None:

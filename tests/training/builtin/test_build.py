@@ -15,7 +15,7 @@ from pipelines.artifacts import BaseSnapshot
 from training.builtin import build as tiny
 from training.builtin.architecture import EXPERT_WIDTH, EXPERTS, HIDDEN
 from training.builtin.recipe import RECIPES, Recipe, cached_base
-from training.shards import read_headers
+from training.weights.shards import read_headers
 
 QUICK = Recipe("moe", threads=1, steps=2, batch_size=2, pictures={"printed": 4})
 

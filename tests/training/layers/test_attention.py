@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from pipelines.artifacts import BaseSnapshot
-from training.attention import packed_attention, use_packed_vision_attention
 from training.builtin.drawings import draw_many
 from training.chat.encoding import Encoder
+from training.layers.attention import packed_attention, use_packed_vision_attention
 
 
 @pytest.mark.parametrize("lengths", [[4, 4, 4], [4, 8, 2]])

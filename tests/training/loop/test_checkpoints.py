@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RunConflict
-from training.checkpoints import newest_whole, prune, seal
+from training.loop.checkpoints import newest_whole, prune, seal, steps
 
 
 def _write(folder: Path, step: int, recipe: str = "r") -> Path:
@@ -45,8 +45,9 @@ def test_one_of_another_run_is_refused(tmp_path: Path) -> None:
         newest_whole(tmp_path, "r")
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_what_is_to_be_kept_is_kept(tmp_path: Path) -> None:
     for step in (9, 10, 11):
         _write(tmp_path, step)
-    prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert steps(tmp_path) == [11, 10, 9]
+    prune(tmp_path, keep={9, 11})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-11", "checkpoint-9"]

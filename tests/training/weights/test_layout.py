@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipelines.errors import ExportRejected
-from training.layout import expert_shape, plan
 from training.merge import ExpertShape
-from training.shards import Stored
+from training.weights.layout import expert_shape, plan
+from training.weights.shards import Stored
 
 SHAPE = ExpertShape(experts=2, hidden=6, width=4)
 NAME = "model.layers.0.mlp.experts"

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.errors import ExportRejected
-from training.released import NEEDED, copy_companions, verify_release
-from training.shards import Spec
+from training.weights.released import NEEDED, copy_companions, verify_release
+from training.weights.shards import Spec
 
 EXPECTED = [Spec("w.weight", torch.int8, (2, 3)), Spec("w.weight_scale", torch.bfloat16, (2, 1))]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ExportRejected
-from training.shards import ModelWriter, Spec, read_header, read_headers, split_shards
+from training.weights.shards import ModelWriter, Spec, read_header, read_headers, split_shards
 
 TENSORS = {
     "a": torch.randn(3, 4, 5).bfloat16(),

@@ -1,9 +1,14 @@
-"""Checkpoints of a fine-tuning run: whole or ignored, of this run or refused, the newest ones kept."""
+"""Checkpoints of a fine-tuning run: whole or ignored, of this run or refused, the newest ones and the best one kept.
+
+Trainer writes adapter, optimizer, schedule, RNG and history; the manifest is written last. It names the recipe: the
+digest of config, base and data set. The sampler needs no state of its own, as its order follows from seed and step.
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 from pipelines.errors import RunConflict
@@ -17,10 +22,21 @@ def seal(checkpoint: Path, recipe: str) -> None:
     write_manifest(checkpoint, recipe=recipe)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest; called only after the newest was sealed."""
-    for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+def path_of(folder: Path, step: int) -> Path:
+    """Where Trainer puts the checkpoint of a step."""
+    return folder / f"checkpoint-{step}"
+
+
+def steps(folder: Path) -> list[int]:
+    """Of which there are checkpoints, whole or not; the newest first."""
+    return sorted((int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*")), reverse=True)
+
+
+def prune(folder: Path, keep: Container[int]) -> None:
+    """Delete all but these; called only after the newest was sealed."""
+    for step in steps(folder):
+        if step not in keep:
+            shutil.rmtree(path_of(folder, step))
 
 
 def newest_whole(folder: Path, recipe: str) -> Path | None:
@@ -29,7 +45,7 @@ def newest_whole(folder: Path, recipe: str) -> Path | None:
     Raises:
         RunConflict: A whole checkpoint was made with another config, data set or base.
     """
-    for checkpoint in _newest_first(folder):
+    for checkpoint in (path_of(folder, step) for step in steps(folder)):
         try:
             verify_manifest(checkpoint)
         except ManifestMismatch as damage:
@@ -42,7 +58,3 @@ def newest_whole(folder: Path, recipe: str) -> Path | None:
             )
         return checkpoint
     return None
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)

@@ -1,0 +1,1 @@
+"""The training loop: steps, their history, checkpoints, what a person sees."""
