@@ -63,7 +63,7 @@ $(UV):
 COMPILE := $(UV) pip compile --quiet --no-header --universal --python-version 3.11
 lock: | $(UV)
 	$(COMPILE) requirements/core.in -o requirements/core.txt
-	$(COMPILE) requirements/ml-cuda.in -o requirements/ml-cuda.txt
+	env -u UV_FIND_LINKS $(COMPILE) requirements/ml-cuda.in -o requirements/ml-cuda.txt # a local CPU wheel is not for it
 	$(COMPILE) requirements/ml-cpu.in --override requirements/ml-cpu-overrides.txt -o requirements/ml-cpu.txt
 	sed -i "/sys_platform == 'never'/,/^    # via/d" requirements/ml-cpu.txt
 

@@ -61,6 +61,12 @@ def test_only_settings_reads_the_environment() -> None:
     assert [str(path) for path in MODULES if path.stem != "settings" and reads.search(path.read_text())] == []
 
 
+@pytest.mark.parametrize(("lock", "build"), [("cuda", "torch==2.13.0"), ("cpu", "torch==2.13.0+cpu")])
+def test_a_lock_has_one_build_of_torch(lock: str, build: str) -> None:
+    lines = (ROOT / "requirements" / f"ml-{lock}.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("torch==")] == [build]
+
+
 def test_every_path_in_the_readme_exists() -> None:
     text = README.read_text()
     paths = set(
