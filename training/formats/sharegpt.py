@@ -61,7 +61,7 @@ def _turns(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "system", fields["system"]
     for turn in _rows(fields.get(key)):
         role = turn.get(speaker)
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise Unusable("unknown role", f"{role}; known are {', '.join(ROLES)}")
         yield ROLES[role], turn.get(said)
 

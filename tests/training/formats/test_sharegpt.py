@@ -72,6 +72,7 @@ def test_names_splits_slices_and_the_system_prompt_are_kept_and_other_fields_are
         ("image in an answer", _row("What?", answer="Here: <image>", images=["a.png"])),
         ("unsupported fields", _row("<image>", images=["a.png"], videos=["a.mp4"])),
         ("unknown role", {"conversations": [{"from": "observation", "value": "x"}]}),
+        ("unknown role", {"messages": [{"role": [], "content": "x"}], "images": []}),
         ("wrong fields", {"conversations": "x"}),
         ("wrong fields", {"conversations": ["x"]}),
         ("wrong fields", _row(None)),
