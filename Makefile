@@ -2,12 +2,13 @@
 # make test          set up, then run every test that needs no GPU
 # make check         lint, types, import contracts, spelling
 # make install       the two environments; ML=cuda for a GPU host
+# make quantize-env  for the calibrated schemes alone: llm-compressor; ML=cuda for a GPU host
 # make lock          compile requirements/*.in again
 # make clean         remove runs, caches and state; the environments stay
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test check install lock clean
+.PHONY: demo test check install quantize-env lock clean
 
 ML ?= cpu
 KEEP ?=
@@ -36,6 +37,8 @@ check: install
 
 install: .venv/installed .venv-ml/installed
 
+quantize-env: .venv-quantize/installed
+
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "vlmops needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.11")'
 	@echo "setting up: uv $(UV_VERSION)"
@@ -59,6 +62,14 @@ $(UV):
 	@$(UV) pip install --quiet --no-deps --python .venv-ml --editable . $(if $(filter cpu,$(ML)),./requirements/vllm-cpu-compat)
 	@touch $@
 
+.venv-quantize/installed: requirements/quantize-$(ML).txt pyproject.toml | $(UV)
+	@echo "setting up: quantize environment (llm-compressor; $(ML))"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-quantize
+	@sync="$(UV) pip sync --quiet --compile-bytecode --python .venv-quantize requirements/quantize-$(ML).txt"; \
+	$$sync 2>.venv-quantize/sync.log || $$sync --torch-backend $(if $(filter cpu,$(ML)),cpu,auto) || { cat .venv-quantize/sync.log >&2; exit 1; }
+	@$(UV) pip install --quiet --no-deps --python .venv-quantize --editable .
+	@touch $@
+
 # Wanted on paper by what we install, never imported on a CPU: requirements/ml-cpu-overrides.txt marks them as never.
 COMPILE := $(UV) pip compile --quiet --no-header --universal --python-version 3.11
 lock: | $(UV)
@@ -66,6 +77,8 @@ lock: | $(UV)
 	env -u UV_FIND_LINKS $(COMPILE) requirements/ml-cuda.in -o requirements/ml-cuda.txt # a local CPU wheel is not for it
 	$(COMPILE) requirements/ml-cpu.in --override requirements/ml-cpu-overrides.txt -o requirements/ml-cpu.txt
 	sed -i "/sys_platform == 'never'/,/^    # via/d" requirements/ml-cpu.txt
+	env -u UV_FIND_LINKS $(COMPILE) requirements/quantize-cuda.in -o requirements/quantize-cuda.txt
+	$(COMPILE) requirements/quantize-cpu.in -o requirements/quantize-cpu.txt
 
 clean:
 	rm -rf .vlmops .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,18 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-
-class Artifact(BaseModel):
-    """A step's result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @property
-    def proceed(self) -> bool:
-        """Whether the pipeline may go on past this artifact."""
-        return True
+from pipelines.artifact import Artifact
+from pipelines.parity import Agreement
 
 
 class BaseSnapshot(Artifact):
@@ -75,7 +67,7 @@ class Dataset(Artifact):
     visual_share: float
     """Visual tokens of all tokens."""
 
-    preflight: dict[str, float] = {}
+    preflight: dict[str, float] = Field(default_factory=dict)
     """Key figures of `report.json`: rejects, tokens per row, images, and what an epoch takes."""
 
 
@@ -137,34 +129,6 @@ class Adapter(Artifact):
     """By phase: load, train, evaluate, save. Of the first device."""
 
 
-class QuantizedModel(Artifact):
-    """A merged model as vLLM will load it."""
-
-    path: Path
-    digest: str
-    """Of its manifest."""
-
-    scheme: str
-    size_bytes: int
-    base_digest: str
-    adapter_digest: str
-    quantized_base_path: Path | None
-    """The base in the same scheme, to compare with; None where that is bf16, and the base itself is served."""
-
-    quantized_base_digest: str | None
-    merged_path: Path | None
-    """The merged bf16 model, where the config asks for it."""
-
-    merged_digest: str | None
-    merged_bytes: int | None
-    quantized_tensors: int
-    relative_error: float
-    """Mean over the quantised tensors of ||dequantised - merged|| / ||merged||."""
-
-    delta_norm: float
-    """Mean over the adapted tensors of ||update|| / ||weight||: zero means that the adapter does nothing."""
-
-
 class Score(Artifact):
     """Right answers of a slice, with a two-sided 95 % Wilson interval."""
 
@@ -201,6 +165,9 @@ class Evaluation(Artifact):
     peak_gib: float
     """Peak resident memory of the engine's processes."""
 
+    parity: Agreement | None = None
+    """Of its predictions with those of the base with its adapter, where the export step left some to compare with."""
+
 
 class Answer(Artifact):
     """One answered question."""
@@ -231,6 +198,9 @@ class EvalReport(Artifact):
     evaluations: tuple[Evaluation, ...]
     golden: Path
     """JSONL of questions with the candidate's answers, for the probe at promotion."""
+
+    served_parity: Agreement | None = None
+    """The candidate's."""
 
     def subject(self, name: str) -> Evaluation | None:
         """The evaluation of `base`, `merged` or `candidate`, or None when it was not measured."""

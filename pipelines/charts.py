@@ -9,12 +9,21 @@ from pipelines.artifacts import EvalReport, Evaluation
 LABELS = {"base": "base {}", "merged": "fine-tuned {}", "candidate": "fine-tuned {}, as served"}
 """Subjects in the order they are drawn, with a place for the scheme."""
 
-SCHEMES = {"bf16": "bf16", "int8_w8a8": "INT8"}
+SCHEME_LABELS: dict[str, str] = {
+    "bf16": "bf16",
+    "int8_w8a8": "INT8",
+    "int8_w8a16": "INT8 weights",
+    "int4_w4a16": "INT4 weights",
+    "gptq_int8": "GPTQ INT8",
+    "gptq_int4": "GPTQ INT4",
+    "smoothquant_int8": "SmoothQuant INT8",
+}
+"""Of every scheme, as people name it."""
 
 
 def label(evaluation: Evaluation) -> str:
     """What was measured, in a few words."""
-    return LABELS[evaluation.subject].format(SCHEMES[evaluation.scheme])
+    return LABELS[evaluation.subject].format(SCHEME_LABELS[evaluation.scheme])
 
 
 def accuracy_chart(report: EvalReport, path: Path) -> None:

@@ -12,15 +12,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from pipelines import line
 from pipelines.budget.show import show_plan
 from pipelines.config import Config
+from pipelines.config_export import GroupSize
 from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
 from pipelines.errors import DONE, VlmopsError
 from pipelines.launch import environment, run_step
 from pipelines.run import Run
+from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.status import show_run, show_runs
 from pipelines.steps import STEPS
@@ -33,11 +36,21 @@ EXAMPLES = """examples:
   vlmops run configs/smoke.yaml --name r8 --set lora.rank=8
   vlmops step .vlmops/runs/smoke gate                   one step of a run
   vlmops status                                         the runs there are
+  vlmops export .vlmops/runs/smoke --scheme bf16        a run's model in another scheme
   vlmops stack                                          Airflow, MLflow and the serving front, until Ctrl-C
   vlmops promote --version 3 --reason "reads sevens"    approve a version and put it into service
   vlmops rollback                                       back to what served before
 
 exit codes: 0 done, 1 failure, 2 bad input, 3 the gate said no
+"""
+
+EXPORT_EXAMPLES = """examples:
+  vlmops export .vlmops/runs/smoke --scheme int4_w4a16 --group-size 32
+  vlmops export models/Qwen3-VL-30B-A3B-Instruct --out models/qwen-int8
+  vlmops export models/Qwen3-VL-30B-A3B-Instruct --adapter tuned --scheme bf16 --out models/merged
+  vlmops export .vlmops/runs/smoke --adapter-only       for `vllm serve BASE --enable-lora`
+
+An interrupted export is continued by the same command.
 """
 
 
@@ -104,6 +117,11 @@ def parser() -> argparse.ArgumentParser:
     rollback.add_argument("--reason", default="vlmops rollback", help="why, for the registry")
     rollback.set_defaults(command=_rollback)
 
+    _add_export(commands.add_parser(
+        "export", help="export a run's model, or any local checkpoint, alone", epilog=EXPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ))  # fmt: skip
+
     ask = commands.add_parser("ask", help="ask the served model about an image")
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
@@ -128,6 +146,18 @@ def _add_config(command: argparse.ArgumentParser) -> None:
         default=[],
         help="override one field; may be repeated",
     )
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, help="directory of a run, or a folder with a checkpoint")
+    command.add_argument("--adapter", type=Path, help="folder of a LoRA adapter in PEFT's layout; a run has its own")
+    command.add_argument("--scheme", choices=SCHEMES, help="what weights are stored as; a run's own, else int8_w8a8")
+    command.add_argument("--group-size", choices=get_args(GroupSize), type=int, help="inputs that share a scale; 128")
+    command.add_argument("--out", type=Path, help="where the export goes; RUN/exports/SCHEME of a run")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="that does the arithmetic; a run's own, else cpu")
+    command.add_argument("--prompts", type=int, help="whose predictions are compared; a run's own, else 8; 0: unproven")
+    command.add_argument("--adapter-only", action="store_true", help="the adapter for vLLM, to be served on its base")
+    command.set_defaults(command=_export)
 
 
 def _add_service_config(command: argparse.ArgumentParser) -> None:
@@ -186,9 +216,26 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
+    return _run_ml("serving.ask", str(args.image), args.question)
+
+
+def _export(args: argparse.Namespace) -> int:
+    named = {"adapter": args.adapter, "scheme": args.scheme, "group-size": args.group_size}
+    named |= {"out": args.out, "device": args.device, "prompts": args.prompts}
+    options = [f"--{name}={value}" for name, value in named.items() if value is not None]
+    return _run_ml("training.standalone", str(args.model), *options, *(["--adapter-only"] if args.adapter_only else []))
+
+
+def _run_ml(module: str, *arguments: str) -> int:
+    """Run a module in the ml environment; a Ctrl-C reaches it too, and how it ends is its own business."""
     settings = Settings()
-    command = [settings.ml_python, "-m", "serving.ask", str(args.image), args.question]
-    return subprocess.run(command, env=environment(settings), check=False).returncode
+    with subprocess.Popen([settings.ml_python, "-m", module, *arguments], env=environment(settings)) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            return process.wait()
+        finally:
+            process.terminate()
 
 
 def _stack(args: argparse.Namespace) -> int:  # noqa: ARG001

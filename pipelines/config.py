@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.config_export import Export
 from pipelines.hardware import Hardware, objections
 from pipelines.model_source import ModelSource
 from pipelines.section import Section
@@ -137,19 +138,6 @@ class Train(Section):
     """Decides initial LoRA weights and the order of rows."""
 
 
-class Export(Section):
-    """What is written for serving."""
-
-    scheme: Literal["int8_w8a8", "bf16"] = "int8_w8a8"
-    """INT8 weights per channel with INT8 activations per token, or a merge only."""
-
-    keep_merged: bool = False
-    """Also write the merged bf16 model, so that the cost of INT8 can be measured answer by answer."""
-
-    max_shard_gb: float = Field(5.0, gt=0)
-    """Size of one safetensors file."""
-
-
 class Serving(Section):
     """How the engine is run, in evaluation and in service alike."""
 
@@ -275,8 +263,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _card_can(self) -> Self:
-        if reasons := objections(self.hardware, self.export.scheme):
+        if reasons := objections(self.hardware, self.export.stored):
             raise ValueError("; ".join(reasons))
+        if self.export.device == "cuda" and self.hardware.device == "cpu":
+            raise ValueError("export.device cuda needs hardware.device cuda; leave it out")
         return self
 
     @model_validator(mode="after")

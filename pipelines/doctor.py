@@ -15,6 +15,7 @@ from rich.table import Table
 from pipelines.config_file import load_config
 from pipelines.errors import BAD_INPUT, DONE, MachineUnfit
 from pipelines.hardware import Hardware, card_objections
+from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.system.machine import Gpu, Machine
 
@@ -104,7 +105,7 @@ def _int8_experts(machine: Machine) -> Check:
 def _gpus(machine: Machine, wanted: Hardware) -> Iterator[Check]:
     """Every card, what it cannot do, and whether they are those that the profile of the config wants."""
     for gpu in machine.gpus:
-        yield Check("GPU", str(gpu), None, "; ".join(card_objections(gpu.name, gpu.capability, "int8_w8a8")))
+        yield Check("GPU", str(gpu), None, "; ".join(card_objections(gpu.name, gpu.capability, SCHEMES["int8_w8a8"])))
     if not machine.gpus:
         yield Check("GPU", f"unknown ({machine.gpus_unknown})" if machine.gpus_unknown else "none", None)
     if wanted.device == "cuda":

@@ -6,13 +6,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.schemes import Scheme
 from pipelines.section import Section
 
 BF16_FROM = (8, 0)
 """Ampere: the first to compute in bf16, which vLLM serves in and the trainer uses by default."""
 
-INT8_BELOW = (10, 0)
-"""vLLM's documentation: "INT8 is not supported on compute capability >= 10.0" (Blackwell); it has no kernels for it."""
+INT8_FROM, INT8_BELOW = (7, 5), (10, 0)
+"""Products of INT8. vLLM's documentation: "INT8 is not supported on compute capability >= 10.0" (Blackwell); it has no
+kernels for it."""
 
 
 class Hardware(Section):
@@ -48,35 +50,47 @@ class Hardware(Section):
         return self.memory_gib / (self.card_gib or self.memory_gib)
 
 
-def objections(hardware: Hardware, scheme: str) -> list[str]:
+def objections(hardware: Hardware, scheme: Scheme) -> list[str]:
     """Why this hardware cannot do what is asked of it; empty if it can.
 
     Args:
         hardware: The profile.
-        scheme: `export.scheme`.
+        scheme: That is to be served.
     """
     if hardware.device == "cpu":
-        return []
+        return _cpu_objections(hardware.name, scheme)
     if hardware.capability is None:
         return [f"hardware {hardware.name} names no capability, which decides what it can do; add such as [8, 9]"]
     return card_objections(hardware.name, hardware.capability, scheme)
 
 
-def card_objections(name: str, capability: tuple[int, int], scheme: str) -> list[str]:
+def card_objections(name: str, capability: tuple[int, int], scheme: Scheme) -> list[str]:
     """The same for a card.
 
     Args:
         name: Of the card, for the reasons.
         capability: Its compute capability.
-        scheme: `export.scheme`.
+        scheme: That is to be served.
     """
     seen = f"{name} has compute capability {capability[0]}.{capability[1]}"
     reasons = []
+    # Weight-only integers (Marlin) are multiplied in bf16 too, so that they need nothing beyond it.
     if capability < BF16_FROM:
         reasons.append(f"{seen}, and bf16, which models are trained and served in, needs 8.0 (Ampere) or newer")
-    if scheme == "int8_w8a8" and capability >= INT8_BELOW:
+    if scheme.int8_activations and not INT8_FROM <= capability < INT8_BELOW:
         reasons.append(
-            f"{seen}, and vLLM has no INT8 kernels from 10.0 (Blackwell) on; set export.scheme to bf16, or serve on an "
-            f"Ampere, Ada or Hopper card"
+            f"{seen}, and vLLM multiplies INT8 from 7.5 (Turing) to below 10.0 (Blackwell): no kernels for "
+            f"{scheme.name}; set export.scheme to int8_w8a16, int4_w4a16 or bf16, or serve on an Ampere, Ada or Hopper "
+            f"card"
         )
     return reasons
+
+
+def _cpu_objections(name: str, scheme: Scheme) -> list[str]:
+    """On a CPU vLLM 0.32 has kernels for INT8 with INT8 activations and for INT4, and none for INT8 weights alone."""
+    if scheme.bits == 8 and not scheme.int8_activations:
+        return [
+            f"{name} is a CPU, for which vLLM has no kernels for {scheme.name}; set export.scheme to int8_w8a8, "
+            f"int4_w4a16 or bf16, or serve on a card"
+        ]
+    return []

@@ -17,6 +17,11 @@ def _interpreter(environment: str) -> str:
     return str(python) if python.exists() else sys.executable
 
 
+def _optional_interpreter(environment: str) -> str | None:
+    python = ROOT / environment / "bin" / "python"
+    return str(python) if python.exists() else None
+
+
 class Settings(BaseSettings):
     """Facts of one machine; everything about a model or a run is in its config instead."""
 
@@ -35,6 +40,9 @@ class Settings(BaseSettings):
 
     ml_python: str = Field(default_factory=lambda: _interpreter(".venv-ml"))
     """Interpreter of the ml environment (PyTorch, vLLM, Caddy)."""
+
+    quantize_python: str | None = Field(default_factory=lambda: _optional_interpreter(".venv-quantize"))
+    """Interpreter of the environment of the calibrated schemes (llm-compressor). Unset: it was not made."""
 
     mlflow_uri: str | None = None
     """Address of the MLflow server, such as http://127.0.0.1:5000. Unset: the command starts one of its own."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from pipelines.artifact import Artifact
 from pipelines.artifacts import (
     Adapter,
-    Artifact,
     BaseSnapshot,
     Dataset,
     Deployment,
     EvalReport,
     GateDecision,
     ModelVersion,
-    QuantizedModel,
 )
+from pipelines.exported import QuantizedModel
 
 T = TypeVar("T", bound=Artifact)
 
@@ -54,7 +54,7 @@ EXPORT = Step(
     target="training.export:export",
     output=QuantizedModel,
     environment="ml",
-    needs=(DOWNLOAD, FINETUNE),
+    needs=(DOWNLOAD, PREPARE, FINETUNE),
     gpu=True,
 )
 EVALUATE = Step(

@@ -32,6 +32,28 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the engine expects in the place of one token, given those before it."""
+
+    logprobs: dict[int, float]
+    """By token: of the likeliest ones, and of the one that stands there; nats."""
+
+    ranks: dict[int, int]
+    """Of the same, 1 is the likeliest."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A conversation as the engine reads it."""
+
+    token_ids: tuple[int, ...]
+    """An image as its visual tokens."""
+
+    predictions: tuple[Prediction | None, ...]
+    """One for each token; None for the first, before which there is nothing."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What the engine counts."""
 
@@ -88,6 +110,41 @@ class Client:
             raise Unreachable(ENGINE, self.url, repr(error)) from None
         choice = _json(response)["choices"][0]
         return Reply(choice["message"]["content"] or "", choice["finish_reason"], time.monotonic() - began)
+
+
+def read(url: str, model: str, messages: Sequence[dict[str, Any]], top: int) -> Reading:
+    """Let the engine read a conversation, answers included, and tell what it would have expected at each token.
+
+    Args:
+        messages: In OpenAI's form, images as data URLs.
+        top: How many of the likeliest tokens are told.
+    """
+    body = {
+        "model": model,
+        "messages": list(messages),
+        "max_tokens": 1,
+        "temperature": 0,
+        "add_generation_prompt": False,
+        "prompt_logprobs": top,
+        "return_token_ids": True,
+    }
+    try:
+        response = httpx.post(
+            f"{url}/v1/chat/completions", json=body, timeout=600, trust_env=False, verify=_no_certificates()
+        )
+    except httpx.HTTPError as error:
+        raise Unreachable(ENGINE, url, repr(error)) from None
+    reply = _json(response)
+    if not reply.get("prompt_token_ids") or not reply.get("prompt_logprobs"):
+        raise EngineFailed(f"{url} told no probabilities of the prompt's tokens; is this the vLLM that we test with?")
+    return Reading(tuple(reply["prompt_token_ids"]), tuple(map(_prediction, reply["prompt_logprobs"])))
+
+
+def _prediction(told: dict[str, dict[str, Any]] | None) -> Prediction | None:
+    if told is None:
+        return None
+    logprobs = {int(token): float(each["logprob"]) for token, each in told.items()}
+    return Prediction(logprobs, {int(token): int(each["rank"]) for token, each in told.items()})
 
 
 def healthy(url: str) -> bool:

@@ -18,16 +18,20 @@ from typing import Literal
 import psutil
 
 from pipelines.answers import read_answers
-from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, Evaluation, QuantizedModel
+from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, Evaluation
 from pipelines.config import Config
-from pipelines.errors import BadInput, EvaluationInvalid
+from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid, Unreachable
+from pipelines.exported import QuantizedModel
+from pipelines.parity import Agreement, Parity, require_agreement
+from pipelines.progress import counting
 from pipelines.settings import Settings
+from pipelines.system.durable import sha256_file
 from pipelines.system.manifest import text_digest, verify_manifest
 from serving.engine import VLLM, Engine, Launch, engine, options
 from serving.golden import choose, write_golden
 from serving.measure import latency_ms, measure, scores
 from serving.memory import PeakMemory
-from serving.progress import counting
+from serving.parity import served_agreement
 from serving.questions import Question, prompt_digest, read_questions
 from serving.records import ANSWERS, read_record, recall, remember, write_record
 
@@ -51,6 +55,9 @@ class Subject:
     manifest: Path | None = None
     """Folder of its manifest, if another."""
 
+    parity: Parity | None = None
+    """What its predictions are compared with, if anything."""
+
 
 def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, model: QuantizedModel) -> EvalReport:
     """Measure the candidate, the base and, where it was kept, the merged bf16 model.
@@ -58,6 +65,7 @@ def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, mo
     Raises:
         EngineFailed: An engine did not start.
         EvaluationInvalid: Requests were lost, and again on every repetition.
+        ExportRejected: The candidate as it is served does not predict what was trained.
         ManifestMismatch: A model or the questions are not those that were handed on.
     """
     verify_manifest(data.path, data.digest)
@@ -69,7 +77,7 @@ def subjects(base: BaseSnapshot, model: QuantizedModel) -> tuple[Subject, ...]:
     found = [_unadapted(base, model)]
     if model.merged_path is not None and model.merged_digest is not None:
         found.append(Subject("merged", model.merged_path, model.merged_digest, "bf16"))
-    return (*found, Subject("candidate", model.path, model.digest, model.scheme))
+    return (*found, Subject("candidate", model.path, model.digest, model.scheme, parity=model.parity))
 
 
 def _unadapted(base: BaseSnapshot, model: QuantizedModel) -> Subject:
@@ -107,13 +115,22 @@ class Bench:
             self._reuse(subject)
         self._measure_missing()
         evaluations = tuple(done for subject in self._wanted if (done := self._recorded(subject)) is not None)
+        self._require_parity(evaluations)
         return EvalReport(
             engine=self._engine,
             test_digest=self._test_digest,
             prompt_digest=self._prompt,
             evaluations=evaluations,
             golden=self._golden({evaluation.subject: evaluation for evaluation in evaluations}),
+            served_parity=next((done.parity for done in evaluations if done.subject == "candidate"), None),
         )
+
+    def _require_parity(self, evaluations: Sequence[Evaluation]) -> None:
+        """No matter of luck, so that nothing is repeated."""
+        for subject, done in zip(self._wanted, evaluations, strict=True):
+            if subject.parity is not None and done.parity is not None:
+                export = self._config.export
+                require_agreement("served", done.parity, subject.parity.base, export.stored, export.parity)
 
     def _reuse(self, subject: Subject) -> None:
         key, folder = self._key(subject), self._folder / subject.name
@@ -129,7 +146,8 @@ class Bench:
         flags = options(self._config.serving, self._config.images, self._config.hardware)
         facts = (self._config.hardware.device, str(self._config.evaluate.concurrency), *flags)
         model = (subject.name, subject.scheme, subject.digest)
-        return text_digest(*model, self._test_digest, self._prompt, self._engine, *facts)
+        compared = (sha256_file(subject.parity.golden),) if subject.parity else ()
+        return text_digest(*model, *compared, self._test_digest, self._prompt, self._engine, *facts)
 
     def _measure_missing(self) -> None:
         attempts = self._config.evaluate.attempts
@@ -199,10 +217,18 @@ class Bench:
             latency_p50_ms=latency_ms(measured.answers, 50),
             latency_p99_ms=latency_ms(measured.answers, 99),
             peak_gib=memory.gib,
+            parity=self._parity(subject.parity, engine.url) if subject.parity else None,
         )
         write_record(folder, key, evaluation, measured.answers)
         if subject.name in LASTING:
             remember(self._cache, folder, key)
+
+    def _parity(self, parity: Parity, url: str) -> Agreement:
+        with counting("comparing served predictions", parity.prompts) as tick:
+            try:
+                return served_agreement(url, self._config.serving.name, parity.golden, tick)
+            except (EngineFailed, Unreachable) as error:
+                raise EvaluationInvalid(f"its predictions could not be compared: {error}") from None
 
     def _golden(self, done: dict[str, Evaluation]) -> Path:
         base = {item: answer.text for item, answer in read_answers(done["base"].answers).items()}

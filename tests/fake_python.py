@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 from pipelines import artifacts as a
+from pipelines.artifact import Artifact
 from pipelines.errors import DONE, REJECTED, BadInput, PromotionFailed
+from pipelines.exported import QuantizedModel
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS
@@ -98,7 +100,7 @@ def _evaluation(run: Run, subject: str, correct: int) -> a.Evaluation:
     )  # fmt: skip
 
 
-def artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
+def artifacts(run: Run, gate: str) -> dict[str, Artifact]:
     folder = run.root / "files"
     (folder / "model").mkdir(parents=True, exist_ok=True)
     (folder / "golden.jsonl").touch()
@@ -130,11 +132,12 @@ def artifacts(run: Run, gate: str) -> dict[str, a.Artifact]:
             best_step=5, loss=0.1, eval_loss=0.2, tokens_per_second=100, padding_share=0.1, tokens_per_batch=8192,
             peak_gib=0.5, memory={},
         ),
-        "export": a.QuantizedModel(
+        "export": QuantizedModel(
             path=folder / "model", digest=digest, scheme="int8_w8a8", size_bytes=2_000_000, base_digest=digest,
             adapter_digest=digest, quantized_base_path=folder / "model", quantized_base_digest=digest,
             merged_path=folder / "model", merged_digest=digest, merged_bytes=4_000_000,
-            quantized_tensors=9, relative_error=0.01, delta_norm=0.1,
+            group_size=None, quantized_tensors=9, verified_tensors=9, relative_error=0.01, delta_norm=0.1,
+            stream_seconds=2, mb_per_second=2, peak_rss_gib=0.5,
         ),
         "evaluate": a.EvalReport(
             engine="fake 1", test_digest=digest, prompt_digest=digest, golden=folder / "golden.jsonl",

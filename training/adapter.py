@@ -1,9 +1,4 @@
-"""A LoRA adapter on disk, in PEFT's own layout: stock PEFT loads and merges it, vLLM serves it.
-
-PEFT packs the experts of one stack into two matrices: A with the experts slowest, [experts * rank, in], and B with the
-experts fastest, [out, rank * experts]. It nests one wrapper per stack: gate_up below `experts.base_layer`, down below
-`experts`.
-"""
+"""A LoRA adapter on disk, in PEFT's own layout: stock PEFT loads and merges it, vLLM serves it."""
 
 from __future__ import annotations
 
@@ -20,11 +15,7 @@ from pipelines.system.durable import commit
 from pipelines.system.manifest import write_manifest
 from training.experts import ExpertLora
 from training.model import Adapted, Targets, linear_pattern
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-NESTED = {"gate_up_proj": "base_layer.", "down_proj": ""}
-"""Where PEFT keeps the update of each stack, below the experts module."""
+from training.peft_layout import NESTED, WEIGHTS, pack_experts, peft_name, unpack_experts
 
 
 @dataclass(frozen=True)
@@ -84,24 +75,6 @@ def peft_config(adapted: Mapping[str, Adapted], shape: LoraShape) -> LoraConfig:
         target_parameters=[f"mlp.experts.{stack}" for stack in NESTED if stack in stacks] or None,
         inference_mode=True,
     )
-
-
-def peft_name(name: str) -> str:
-    """PEFT's name of the update of a module, or of a stack of experts."""
-    parent, _, leaf = name.rpartition(".")
-    if parent.endswith(".experts"):
-        return f"base_model.model.{parent}.{NESTED[leaf]}".rstrip(".")
-    return f"base_model.model.{name}"
-
-
-def pack_experts(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[experts, rank, in] and [experts, out, rank] as PEFT has them: [experts * rank, in] and [out, rank * experts]."""
-    return a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
-
-
-def unpack_experts(a: torch.Tensor, b: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inverse of `pack_experts`."""
-    return a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts)).permute(2, 0, 1)
 
 
 def _packed(adapted: Mapping[str, Adapted]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -40,7 +40,7 @@ def download(config: Config, folder: Path) -> BaseSnapshot:
 def _choose(config: Config) -> str:
     """The source, or the fallback where the exported model could not be served."""
     source, fallback = config.model.source, config.model.fallback
-    served_here = config.hardware.device != "cpu" or config.export.scheme != "int8_w8a8"
+    served_here = config.hardware.device != "cpu" or config.export.stored.bits is None
     if fallback is None or served_here or local_int8_moe_kernel() is not None or not is_mixture(parse_source(source)):
         return source
     log.warning("no INT8 kernel for mixtures of experts on this CPU: %s is used instead of %s", fallback, source)

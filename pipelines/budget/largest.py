@@ -6,16 +6,21 @@ from collections.abc import Iterator
 
 from pipelines.budget.base import Base
 from pipelines.budget.demand import COMFORTABLE, GIB, Demand, largest
-from pipelines.budget.serving import kv_tokens, serving_demand
+from pipelines.budget.exporting import group_objection
+from pipelines.budget.serving import ROW_SCALE_BYTES, kv_tokens, quantized_bytes, serving_demand
 from pipelines.budget.training import largest_micro_batch, lora_parameters, micro_batch, training_demand
 from pipelines.config import Config
 from pipelines.hardware import objections
+from pipelines.schemes import Name, scheme_of
 
 TOKEN_STEP = 256
 """Token budgets are suggested in multiples of this."""
 
 LARGEST_RANK = 256
 """Of what a config may say."""
+
+SMALLER: tuple[Name, ...] = ("int8_w8a8", "int8_w8a16", "int4_w4a16")
+"""Schemes that need no calibration, in the order in which they are suggested."""
 
 LARGEST_SHARE = 0.95
 """Of the card, for the engine; the rest is for what else holds memory there."""
@@ -47,9 +52,7 @@ def ways_to_train(config: Config, base: Base) -> tuple[str, ...]:
 
 def ways_to_serve(config: Config, base: Base, demand: Demand) -> tuple[str, ...]:
     """What to change so that an engine fits."""
-    ways = [*_larger_share(config, demand), *_shorter(config, base, demand)]
-    if config.export.scheme == "bf16" and _int8_fits(config, base):
-        ways.append("set export.scheme to int8_w8a8")
+    ways = [*_larger_share(config, demand), *_shorter(config, base, demand), *_smaller_weights(config, base)]
     return tuple(ways) or (_larger_device(config, demand),)
 
 
@@ -92,9 +95,16 @@ def _shorter(config: Config, base: Base, demand: Demand) -> Iterator[str]:
         yield f"lower serving.max_model_len from {config.serving.max_model_len:,} to {length:,}"
 
 
-def _int8_fits(config: Config, base: Base) -> bool:
-    int8 = serving_demand(config, base, "int8_w8a8", name="serving")
-    return int8.verdict != "does not fit" and not objections(config.hardware, "int8_w8a8")
+def _smaller_weights(config: Config, base: Base) -> Iterator[str]:
+    """The first of the smaller schemes that this hardware has kernels for and that fits."""
+    now = quantized_bytes(base, config.export.stored, ROW_SCALE_BYTES)
+    for name in SMALLER:
+        scheme = scheme_of(name, config.export.group_size)
+        smaller = quantized_bytes(base, scheme, ROW_SCALE_BYTES) < now and not group_objection(base.shape, scheme)
+        fits = serving_demand(config, base, scheme, name="serving").verdict != "does not fit"
+        if smaller and fits and not objections(config.hardware, scheme):
+            yield f"set export.scheme to {name}"
+            return
 
 
 def _larger_device(config: Config, least: Demand) -> str:

@@ -43,7 +43,7 @@ def _serving(run: Run, base: Base) -> dict[str, float]:
     candidate = run.read(EVALUATE).subject("candidate")
     if candidate is None or run.config.hardware.device != "cpu":  # on a card, an engine's memory is what it was given
         return {}
-    predicted = serving_demand(run.config, base, candidate.scheme, name="serving").peak_bytes / GIB
+    predicted = serving_demand(run.config, base, run.config.export.stored, name="serving").peak_bytes / GIB
     return _compared("evaluate", predicted, candidate.peak_gib)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pipelines.budget.base import Base, read_base
 from pipelines.budget.demand import GIB, Demand
+from pipelines.budget.exporting import HostNeed, group_objection, host_need
 from pipelines.budget.largest import largest_rank, largest_tokens, ways_to_serve, ways_to_train
 from pipelines.budget.serving import kv_tokens, serving_demand
 from pipelines.budget.training import largest_micro_batch, training_demand
 from pipelines.config import Config
-from pipelines.errors import MachineUnfit
+from pipelines.errors import BadInput, MachineUnfit
+from pipelines.schemes import SCHEMES
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Plan:
 
     base: Base
     sides: tuple[Side, ...]
+    host: HostNeed
+    """Of the export. Whether the host has it is not part of the verdict: the plan may be for another machine."""
 
     @property
     def fits(self) -> bool:
@@ -40,11 +44,17 @@ class Plan:
 
 
 def make_plan(config: Config, base: Base) -> Plan:
-    """Plan a whole run: training, serving of what it exports, and what the evaluation serves beside that."""
+    """Plan a whole run: training, serving of what it exports, and what the evaluation serves beside that.
+
+    Raises:
+        BadInput: The base has rows that cannot be cut into the scheme's groups.
+    """
+    if reason := group_objection(base.shape, config.export.stored):
+        raise BadInput(f"{config.model.source}: {reason}")
     sides = [training_side(config, base), serving_side(config, base)]
     if config.export.keep_merged and config.export.scheme != "bf16":
         sides.append(merged_side(config, base))
-    return Plan(base, tuple(sides))
+    return Plan(base, tuple(sides), host_need(config, base))
 
 
 def require_training_fit(config: Config, folder: Path) -> None:
@@ -87,8 +97,8 @@ def training_side(config: Config, base: Base) -> Side:
 
 def serving_side(config: Config, base: Base) -> Side:
     """Serving of the exported model, or of the base that it is compared with, and what the KV cache will hold."""
-    scheme = config.export.scheme
-    demand = serving_demand(config, base, scheme, name=f"serving and evaluation, candidate or base, {scheme}")
+    scheme = config.export.stored
+    demand = serving_demand(config, base, scheme, name=f"serving and evaluation, candidate or base, {scheme.name}")
     if demand.verdict == "does not fit":
         return Side(demand, (), ways_to_serve(config, base, demand))
     tokens, length = kv_tokens(config, base, demand), config.serving.max_model_len
@@ -101,6 +111,6 @@ def serving_side(config: Config, base: Base) -> Side:
 
 def merged_side(config: Config, base: Base) -> Side:
     """The merged bf16 model, which `evaluate` serves where it is kept, to tell what quantisation costs."""
-    demand = serving_demand(config, base, "bf16", name="evaluation of the merged model, bf16")
+    demand = serving_demand(config, base, SCHEMES["bf16"], name="evaluation of the merged model, bf16")
     lower = ("set export.keep_merged to false",) if demand.verdict == "does not fit" else ()
     return Side(demand, (), lower)

@@ -8,12 +8,13 @@ from pipelines.budget.base import Base
 from pipelines.budget.demand import GIB, Demand, Line
 from pipelines.budget.shape import ModelShape
 from pipelines.config import Config, Images
+from pipelines.schemes import Scheme
 
-SCHEME_BYTES = {"bf16": 2.0, "int8_w8a8": 1.0, "int4_w4a16": 0.5 + 2 / 128}
-"""A parameter of a quantised layer. INT4 has a bf16 scale for 128 of them; it is not exported here, only compared."""
+BF16_BYTES = 2
+"""A parameter, or the scale of a group."""
 
-SCALE_BYTES = {"bf16": 0, "int8_w8a8": 4, "int4_w4a16": 0}
-"""A row of a quantised matrix: vLLM holds the scales of INT8 in fp32."""
+ROW_SCALE_BYTES = 4
+"""The scale of a row: vLLM holds it in fp32."""
 
 KV_BYTES = 2
 """A number in the KV cache, bf16."""
@@ -41,13 +42,13 @@ PROCESS_BYTES = 1.4 * GIB
 default, whose KV cache has 0.25."""
 
 
-def serving_demand(config: Config, base: Base, scheme: str, *, name: str) -> Demand:
+def serving_demand(config: Config, base: Base, scheme: Scheme, *, name: str) -> Demand:
     """The memory of an engine that can hold one sequence of the greatest length: with less it does not start.
 
     Args:
         config: Sections `hardware`, `images` and `serving` are used.
         base: Has the shape of what is served.
-        scheme: A key of SCHEME_BYTES.
+        scheme: That it is stored in.
         name: Of the demand.
     """
     length = config.serving.max_model_len
@@ -79,21 +80,38 @@ def kv_tokens(config: Config, base: Base, demand: Demand) -> int:
     return max(0, int(room / kv_bytes(base.shape)))
 
 
-def weight_bytes(base: Base, scheme: str) -> float:
+def weight_bytes(base: Base, scheme: Scheme) -> float:
     """What vLLM reports on a card after loading a model, in any of the schemes."""
     return BUFFERS_BYTES + sum(line.nbytes for line in _weights(base, scheme))
 
 
-def _weights(base: Base, scheme: str) -> Iterator[Line]:
+def quantized_bytes(base: Base, scheme: Scheme, row_scale_bytes: int) -> float:
+    """Attention, MLP and experts in a scheme, scales included.
+
+    Args:
+        base: Has their number.
+        scheme: That they are stored in.
+        row_scale_bytes: The scale of a row, where rows have one.
+    """
+    count = base.parameters.quantized
+    if scheme.bits is None:
+        return BF16_BYTES * count
+    scales = BF16_BYTES * count / scheme.group if scheme.group else row_scale_bytes * quantized_rows(base.shape)
+    return scheme.bits / 8 * count + scales
+
+
+def _weights(base: Base, scheme: Scheme) -> Iterator[Line]:
     count = base.parameters
-    quantized = SCHEME_BYTES[scheme] * count.quantized + SCALE_BYTES[scheme] * _rows(base.shape)
     layers = "attention and experts" if base.shape.experts else "attention and MLP"
-    yield Line(layers, quantized, f"{count.quantized / 1e6:,.1f} M in {scheme}")
+    groups = f", groups of {scheme.group}" if scheme.group else ""
+    why = f"{count.quantized / 1e6:,.1f} M in {scheme.name}{groups}"
+    yield Line(layers, quantized_bytes(base, scheme, ROW_SCALE_BYTES), why)
     plain = count.total - count.quantized
-    yield Line("all other weights", SCHEME_BYTES["bf16"] * plain, f"{plain / 1e6:,.1f} M in bf16")
+    yield Line("all other weights", BF16_BYTES * plain, f"{plain / 1e6:,.1f} M in bf16")
 
 
-def _rows(shape: ModelShape) -> int:
+def quantized_rows(shape: ModelShape) -> int:
+    """Outputs of all matrices of attention, MLP and experts."""
     matrices = (*shape.projections, *shape.stacks * max(shape.experts, 1))
     return shape.layers * sum(out for _, out in matrices)
 

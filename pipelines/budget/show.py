@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.budget.base import find_base
 from pipelines.budget.demand import GIB, Demand
+from pipelines.budget.exporting import HostNeed
 from pipelines.budget.plan import Side, make_plan
 from pipelines.config import Config
 from pipelines.errors import BAD_INPUT, DONE
@@ -32,6 +34,8 @@ def show_plan(config: Config, settings: Settings) -> int:
         console.print()
         console.print(_table(side.demand))
         _show_verdict(console, side)
+    console.print()
+    _show_host(console, plan.host)
     return DONE if plan.fits else BAD_INPUT
 
 
@@ -56,6 +60,15 @@ def _show_verdict(console: Console, side: Side) -> None:
         _say(console, f"  to make it fit: {way}")
     for setting in side.room:
         _say(console, f"  there is room for {setting}")
+
+
+def _show_host(console: Console, need: HostNeed) -> None:
+    """Beside it what is here: a hint, where the plan is for this machine."""
+    here = psutil.virtual_memory().total / GIB
+    _say(console, f"export: {need.memory_bytes / GIB:.1f} GiB of host memory, as {need.why}; here are {here:.1f} GiB")
+    for name, nbytes in need.files.items():
+        _say(console, f"  disk: {nbytes / 1e9:.1f} GB for {name}")
+    _say(console, f"  disk: {need.disk_bytes / 1e9:.1f} GB in all, beside the base itself")
 
 
 def _say(console: Console, text: str) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipelines.answers import read_answers
 from pipelines.artifacts import EvalReport, Evaluation, Score
+from pipelines.charts import SCHEME_LABELS
 from pipelines.run import Run
 from pipelines.steps import EVALUATE, EXPORT, GATE, REDEPLOY, RETRAIN, Step
 
@@ -49,7 +50,7 @@ def accuracy_table(report: EvalReport, forgetful: EvalReport) -> Table:
 
 
 def reasons_table(title: str, run: Run) -> Table:
-    """What the gate found in one run: the gain with its one-sided bounds on each slice, and the cost of INT8."""
+    """What the gate found in one run: the gain with its one-sided bounds on each slice, and the cost of the scheme."""
     decision = run.read(GATE)
     table = Table("slice", "outcome", "reason", title=f"gate, {title}: {decision.outcome} against {decision.reference}")
     for finding in decision.findings:
@@ -59,14 +60,15 @@ def reasons_table(title: str, run: Run) -> Table:
 
 
 def files_table(run: Run, report: EvalReport) -> Table:
-    """What INT8 saves, and how often it says the same as the merged bf16 model."""
+    """What the scheme saves, and how often its model says the same as the merged bf16 model."""
     model = run.read(EXPORT)
-    table = Table("files", "size", "agreement with merged bf16", title="what INT8 saves, and what it costs")
+    scheme = SCHEME_LABELS[model.scheme]
+    table = Table("files", "size", "agreement with merged bf16", title=f"what {scheme} saves, and what it costs")
     merged, candidate = report.subject("merged"), report.subject("candidate")
     if merged is not None and model.merged_bytes is not None:
         table.add_row("merged bf16", _size(model.merged_bytes), "")
     agreement = agreement_text(candidate, merged) if candidate and merged else "not measured"
-    table.add_row(model.scheme, _size(model.size_bytes), agreement)
+    table.add_row(scheme, _size(model.size_bytes), agreement)
     return table
 
 
@@ -101,7 +103,7 @@ def failed_slices(run: Run) -> Iterable[str]:
 
 def _scheme(report: EvalReport, subject: str) -> str:
     evaluation = report.subject(subject)
-    return evaluation.scheme if evaluation else ""
+    return SCHEME_LABELS[evaluation.scheme] if evaluation else ""
 
 
 def _share(score: Score | None) -> str:

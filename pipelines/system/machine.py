@@ -94,6 +94,16 @@ def require_disk(folder: Path, need_bytes: int, purpose: str) -> None:
         )
 
 
+def require_memory(need_bytes: int, purpose: str) -> None:
+    """Raise MachineUnfit if less memory of this host is free than needed."""
+    free = psutil.virtual_memory().available
+    if free < need_bytes:
+        raise MachineUnfit(
+            f"{purpose} needs {need_bytes / 2**30:.1f} GiB of host memory, and {free / 2**30:.1f} GiB are free; "
+            f"end something else that runs here"
+        )
+
+
 def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.is_file() else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.errors import VlmopsError
@@ -16,18 +17,25 @@ class ManifestMismatch(VlmopsError):
     """A folder is not what its manifest says."""
 
 
-def write_manifest(folder: Path, *, into: Path | None = None, **facts: object) -> str:
+def write_manifest(
+    folder: Path, *, into: Path | None = None, about: Mapping[str, Mapping[str, object]] | None = None, **facts: object
+) -> str:
     """Record every file of `folder` (recursively) and any further facts; return the manifest's digest.
 
     Args:
         folder: What is recorded.
         into: Where the manifest goes, when `folder` is not ours to write in.
+        about: Further facts of some files. A `sha256` among them was taken while the file was written, and the file is
+            not read again.
     """
+    known = about or {}
     files = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        name: {"size": path.stat().st_size, "sha256": "", **known.get(name, {})}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != NAME
+        if path.is_file() and path.name != NAME and (name := str(path.relative_to(folder)))
     }
+    for name, fact in files.items():
+        fact["sha256"] = fact["sha256"] or sha256_file(folder / name)
     home = into or folder
     write_text(home / NAME, json.dumps({**facts, "files": files}, indent=1, sort_keys=True))
     return manifest_digest(home)

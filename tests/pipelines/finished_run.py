@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from pipelines.answers import write_answers
-from pipelines.artifacts import Adapter, Answer, EvalReport, Evaluation, GateDecision, QuantizedModel, Score
+from pipelines.artifacts import Adapter, Answer, EvalReport, Evaluation, GateDecision, Score
 from pipelines.config import Config
 from pipelines.config_file import load_config
+from pipelines.exported import QuantizedModel
 from pipelines.run import Run
 from pipelines.settings import ROOT, Settings
 from pipelines.statistics import wilson
@@ -104,8 +105,8 @@ def exported_model(path: Path) -> QuantizedModel:
     return QuantizedModel(
         path=path, digest="e" * 64, scheme="int8_w8a8", size_bytes=2_000_000, base_digest="b" * 64,
         adapter_digest="a" * 64, quantized_base_path=path, quantized_base_digest="q" * 64,
-        merged_path=None, merged_digest=None, merged_bytes=None, quantized_tensors=84,
-        relative_error=0.007, delta_norm=0.1,
+        merged_path=None, merged_digest=None, merged_bytes=None, group_size=None, quantized_tensors=84,
+        verified_tensors=24, relative_error=0.007, delta_norm=0.1, stream_seconds=2, mb_per_second=2, peak_rss_gib=0.5,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.charts import accuracy_chart, label
+from pipelines.charts import SCHEME_LABELS, accuracy_chart, label
+from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.steps import EVALUATE
 from tests.pipelines.finished_run import evaluated_run
@@ -22,7 +23,14 @@ def test_a_picture_is_drawn(settings: Settings, tmp_path: Path, subjects: tuple[
     assert path.stat().st_size > 5_000
 
 
-@pytest.mark.parametrize(("scheme", "shown"), [("bf16", "base bf16"), ("int8_w8a8", "base INT8")])
+def test_every_scheme_has_a_label_of_its_own() -> None:
+    assert set(SCHEME_LABELS) == set(SCHEMES)
+    assert len(set(SCHEME_LABELS.values())) == len(SCHEMES)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shown"), [("bf16", "base bf16"), ("int8_w8a8", "base INT8"), ("gptq_int4", "base GPTQ INT4")]
+)
 def test_a_bar_says_what_was_served(settings: Settings, scheme: str, shown: str) -> None:
     base = evaluated_run(settings, "shown", "shown").read(EVALUATE).evaluations[0]
     assert label(base.model_copy(update={"scheme": scheme})) == shown

@@ -69,7 +69,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     assert str(path) in text
     assert "lora.rank = 0: Input should be greater than or equal to 1" in text
     assert "train.stepz = 5: Extra inputs are not permitted" in text
-    assert "export.scheme = 'int7': Input should be 'int8_w8a8' or 'bf16'" in text
+    assert "export.scheme = 'int7': Input should be 'int8_w8a8', 'int8_w8a16', 'int4_w4a16', 'bf16'" in text
     assert "serving.name" in text
 
 
@@ -80,6 +80,24 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError, match=r"registry: Field required"):
         load_config(path)
+
+
+def test_a_scheme_that_nothing_here_serves_is_refused_with_the_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no kernels for int8_w8a16; set export\.scheme to int8_w8a8"):
+        load_config(write(tmp_path, export__scheme="int8_w8a16"))
+
+
+def test_groups_are_of_a_size_that_engines_know(tmp_path: Path) -> None:
+    export = load_config(write(tmp_path, export={"scheme": "int4_w4a16", "group_size": 32})).export
+    assert (export.stored.bits, export.stored.group) == (4, 32)
+    assert load_config(write(tmp_path, export={"group_size": 32})).export.stored.group is None
+    with pytest.raises(ConfigError, match=r"export\.group_size = 48"):
+        load_config(write(tmp_path, export__group_size=48))
+
+
+def test_a_cpu_exports_on_the_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"export\.device cuda needs hardware\.device cuda"):
+        load_config(write(tmp_path, export__device="cuda"))
 
 
 def test_pixel_limits_must_be_ordered(tmp_path: Path) -> None:

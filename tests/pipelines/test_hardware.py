@@ -10,6 +10,7 @@ import yaml
 from pipelines.config_file import load_config
 from pipelines.errors import ConfigError
 from pipelines.hardware import Hardware, card_objections, objections
+from pipelines.schemes import SCHEMES, Name
 from pipelines.settings import ROOT
 
 
@@ -17,31 +18,46 @@ def card(capability: tuple[int, int] | None) -> Hardware:
     return Hardware(name="card", device="cuda", memory_gib=48, capability=capability)
 
 
+INT8_PRODUCTS: tuple[Name, ...] = ("int8_w8a8", "gptq_int8", "smoothquant_int8")
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)])
 def test_ampere_to_hopper_do_everything(capability: tuple[int, int]) -> None:
-    assert objections(card(capability), "int8_w8a8") == []
+    assert len(SCHEMES) >= 7
+    assert [name for name, scheme in SCHEMES.items() if objections(card(capability), scheme)] == []
 
 
 @pytest.mark.parametrize("capability", [(10, 0), (12, 0), (12, 1)])
-def test_blackwell_has_no_int8(capability: tuple[int, int]) -> None:
-    (reason,) = objections(card(capability), "int8_w8a8")
-    assert "no INT8 kernels" in reason
-    assert "set export.scheme to bf16" in reason
-    assert objections(card(capability), "bf16") == []
+def test_blackwell_multiplies_no_int8(capability: tuple[int, int]) -> None:
+    refused = {name: objections(card(capability), scheme) for name, scheme in SCHEMES.items()}
+    assert tuple(name for name, reasons in refused.items() if reasons) == INT8_PRODUCTS
+    for name in INT8_PRODUCTS:
+        (reason,) = refused[name]
+        assert f"no kernels for {name}" in reason
+        assert "set export.scheme to int8_w8a16, int4_w4a16 or bf16" in reason
 
 
 def test_before_ampere_there_is_no_bf16() -> None:
-    (reason,) = card_objections("Tesla T4", (7, 5), "bf16")
-    assert reason.startswith("Tesla T4 has compute capability 7.5, and bf16")
+    for name in ("bf16", "int8_w8a16", "int4_w4a16", "int8_w8a8"):
+        (reason,) = card_objections("Tesla T4", (7, 5), SCHEMES[name])
+        assert reason.startswith("Tesla T4 has compute capability 7.5, and bf16")
+
+
+def test_before_turing_there_is_no_int8_either() -> None:
+    _, reason = card_objections("Tesla V100", (7, 0), SCHEMES["int8_w8a8"])
+    assert reason.startswith("Tesla V100 has compute capability 7.0, and vLLM multiplies INT8 from 7.5")
 
 
 def test_a_card_of_unknown_capability_is_refused() -> None:
-    (reason,) = objections(card(None), "bf16")
+    (reason,) = objections(card(None), SCHEMES["bf16"])
     assert "names no capability" in reason
 
 
-def test_a_cpu_has_none() -> None:
-    assert objections(Hardware(name="cpu", device="cpu", memory_gib=8), "int8_w8a8") == []
+def test_a_cpu_has_no_kernel_for_int8_weights_alone() -> None:
+    cpu = Hardware(name="laptop", device="cpu", memory_gib=8)
+    refused = {name: reasons for name, scheme in SCHEMES.items() if (reasons := objections(cpu, scheme))}
+    assert list(refused) == ["int8_w8a16"]
+    assert refused["int8_w8a16"][0].startswith("laptop is a CPU, for which vLLM has no kernels for int8_w8a16")
 
 
 def test_a_config_for_a_card_that_cannot_is_refused(tmp_path: Path) -> None:

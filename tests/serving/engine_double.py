@@ -7,6 +7,8 @@ What it does is in `double.json` of the model's folder:
                 drop (closes the connection), error (500), counted (an abort that only the metrics show), exits
     seconds     an answer takes; 0.02 unless told
     start       seconds before it listens
+    predictions by question, for requests that ask for the prompt's probabilities: `token_ids`, and for each token
+                `logprobs`, a list of [token, log probability, rank], or null
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class State:
     answers: dict[str, str]
     fault: str
     seconds: float
+    predictions: dict[str, dict[str, Any]]
     started: float = field(default_factory=time.time)
     running: int = 0
     asked: int = 0
@@ -97,12 +100,24 @@ class Handler(BaseHTTPRequestHandler):
             self._stream(text, reason)
             return
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-        self._json({"object": "chat.completion", "model": self.state.names[0], "choices": [choice]})
+        read = self._read(body) if "prompt_logprobs" in body else {}
+        self._json({"object": "chat.completion", "model": self.state.names[0], "choices": [choice], **read})
+
+    def _read(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What vLLM adds where `prompt_logprobs` and `return_token_ids` are asked for."""
+        assert body["return_token_ids"]
+        assert not body["add_generation_prompt"]
+        known = self.state.predictions.get(question(body["messages"][0]))
+        if known is None:
+            return {"prompt_token_ids": None, "prompt_logprobs": None}
+        told = [
+            tokens and {str(token): {"logprob": p, "rank": rank, "decoded_token": "?"} for token, p, rank in tokens}
+            for tokens in known["logprobs"]
+        ]
+        return {"prompt_token_ids": known["token_ids"], "prompt_logprobs": told}
 
     def _text(self, body: dict[str, Any]) -> str:
-        parts = body["messages"][-1]["content"]
-        question = "".join(part["text"] for part in parts if part["type"] == "text")
-        return self.state.answers.get(question, "unknown")
+        return self.state.answers.get(question(body["messages"][-1]), "unknown")
 
     def _stream(self, text: str, reason: str) -> None:
         self.send_response(200)
@@ -132,6 +147,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is the base class's
         """Say nothing."""
+
+
+def question(message: dict[str, Any]) -> str:
+    """All text of a message."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
 def metrics(state: State) -> str:
@@ -173,7 +193,8 @@ def main() -> None:
     # As vLLM's engine core: a process of its own that nothing but the process group ties to its parent.
     core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     signal.signal(signal.SIGTERM, lambda *_: (core.kill(), os._exit(0)))
-    Handler.state = State(args.served_model_name, spec["answers"], fault, spec.get("seconds", 0.02))
+    seconds, predictions = spec.get("seconds", 0.02), spec.get("predictions", {})
+    Handler.state = State(args.served_model_name, spec["answers"], fault, seconds, predictions)
     Server((args.host, args.port), Handler).serve_forever()
 
 

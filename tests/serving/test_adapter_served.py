@@ -1,10 +1,11 @@
-"""vLLM serves an adapter as it is saved: what it answers is what the merged model answers.
+"""vLLM serves an adapter as it is saved, and as it is exported: what it answers is what the merged model answers.
 
 On a CPU vLLM takes adapters for dense models only; for a mixture of experts it needs a GPU.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from serving.engine import VLLM, Engine, Launch, engine
 from training.adapter import LoraShape, save_adapter
 from training.builtin.architecture import build_model
 from training.builtin.processor import build_processor
+from training.merge import LoraReader
 from training.model import attach_lora, load_quantized
+from training.served_adapter import export_adapter
 
 PROMPT = list(range(20, 50))
 
@@ -52,7 +55,10 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm(smoke: Config, base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A vLLM with both."""
     # Behind all other arguments: vLLM wants the model to be the first.
-    script = f'exec "$@" --enable-lora --max-lora-rank 8 --lora-modules tuned={shlex.quote(str(adapter))}'
+    served = export_adapter(LoraReader(adapter, None), base, tmp_path_factory.mktemp("served") / "exported", {})
+    modules = shlex.quote(json.dumps({"name": "tuned", "path": str(adapter)}))
+    allowed = "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+    script = f'{allowed}; exec "$@" {shlex.join(served.flags)} {modules} --max-loras 2'
     launch = Launch(
         model=base, names=("plain",), program=("/bin/sh", "-c", script, "sh", *VLLM),
         serving=smoke.serving, images=smoke.images, hardware=smoke.hardware,
@@ -77,7 +83,14 @@ def test_the_served_adapter_is_the_merged_model(vllm: Engine, base: Path, adapte
     plain = stock(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
     merged = PeftModel.from_pretrained(stock, adapter).merge_and_unload().eval()
     tuned = merged(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
-    for name, wanted in (("plain", plain), ("tuned", tuned)):
+    for name, wanted in (("plain", plain), ("tuned", tuned), ("exported", tuned)):
         for token, value in _served(vllm, name).items():
             assert math.isclose(value, float(wanted[token]), abs_tol=0.1), (name, token)
-    assert max(abs(float(plain[token] - tuned[token])) for token in _served(vllm, "tuned")) > 0.5
+    for name in ("tuned", "exported"):
+        assert max(abs(float(plain[token] - tuned[token])) for token in _served(vllm, name)) > 0.5
+
+
+def test_a_running_engine_takes_it_by_the_request_that_is_printed(vllm: Engine, base: Path, adapter: Path) -> None:
+    served = export_adapter(LoraReader(adapter, None), base, adapter.with_name("loaded"), {})
+    httpx.post(f"{vllm.url}/v1/load_lora_adapter", json=served.request, timeout=120).raise_for_status()
+    assert _served(vllm, "loaded") == pytest.approx(_served(vllm, "exported"), abs=0.02)

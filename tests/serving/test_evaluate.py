@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.answers import read_answers
-from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, QuantizedModel
+from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport
 from pipelines.config import Config
-from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid
+from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid, ExportRejected
+from pipelines.exported import QuantizedModel
+from pipelines.parity import Agreement, GoldenPrompt, Parity
 from pipelines.system.manifest import ManifestMismatch, manifest_digest
 from serving import evaluate as evaluation
 from serving.evaluate import Bench, subjects
@@ -51,6 +54,7 @@ def evaluate(smoke: Config, make: Maker, data: Dataset, tmp_path: Path) -> Evalu
         folder: str = "run",
         base: Path = make.folder / "model-1",
         exported: Path | None = None,
+        parity: Parity | None = None,
         **behaviour: object,
     ) -> EvalReport:
         candidate = make.folder / "model-2"
@@ -59,7 +63,8 @@ def evaluate(smoke: Config, make: Maker, data: Dataset, tmp_path: Path) -> Evalu
             make(2, fault, **behaviour)
         settings = smoke.evaluate.model_copy(update={"golden_items": 4, "concurrency": 3})
         config = smoke.model_copy(update={"serving": make.serving, "evaluate": settings})
-        wanted = subjects(_base(base), _quantized(candidate, exported))
+        model = _quantized(candidate, exported).model_copy(update={"parity": parity})
+        wanted = subjects(_base(base), model)
         return Bench(config, tmp_path / folder, tmp_path / "cache", data, wanted, DOUBLE).report()
 
     return run
@@ -82,7 +87,12 @@ def _quantized(path: Path, base: Path | None = None) -> QuantizedModel:
         merged_path=None,
         merged_digest=None,
         merged_bytes=None,
+        group_size=None,
         quantized_tensors=1,
+        verified_tensors=1,
+        stream_seconds=1,
+        mb_per_second=1,
+        peak_rss_gib=1,
         relative_error=0.1,
         delta_norm=1.0,
     )
@@ -268,3 +278,70 @@ def test_golden_prefers_what_the_base_answers_otherwise(evaluate: Evaluate) -> N
     assert chosen[0].item == "q4"
     assert len(chosen) == 4
     assert choose(answers, {}, 20) == list(answers)
+
+
+@pytest.fixture
+def parity(tmp_path: Path) -> Parity:
+    """One prompt of two tokens with an answer of one: token 3 is expected there, or else token 4."""
+    asked = {"role": "user", "content": [{"type": "text", "text": QUESTIONS[0]}]}
+    told = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
+    prompt = GoldenPrompt(
+        item="p0", messages=(asked, told), token_ids=(1, 2, 3), positions=(2,), top_ids=((3, 4),),
+        top_logprobs=((math.log(0.9), math.log(0.05)),),
+    )  # fmt: skip
+    golden = tmp_path / "prompts.jsonl"
+    golden.write_text(prompt.model_dump_json() + "\n")
+    found = Agreement(mean_kl=1.0, max_kl=1.0, top1=0.0, positions=1)
+    return Parity(
+        golden=golden, prompts=1, images=0, base=found, nf4=found, merged=None, exported=found, seconds=1.0
+    )  # fmt: skip
+
+
+def _predictions(likeliest: int, other: int, tokens: tuple[int, ...] = (1, 2, 3, 9)) -> dict[str, object]:
+    row = [[likeliest, math.log(0.88), 1], [other, math.log(0.06), 2]]
+    return {"predictions": {QUESTIONS[0]: {"token_ids": tokens, "logprobs": [None, [[2, -1, 1]], row, row]}}}
+
+
+def test_the_candidates_predictions_are_compared(evaluate: Evaluate, parity: Parity) -> None:
+    report = evaluate(parity=parity, **_predictions(3, 4))
+    base, candidate = report.evaluations
+    assert base.parity is None
+    assert candidate.parity == report.served_parity
+    assert report.served_parity
+    assert 0 < report.served_parity.mean_kl < 0.01
+    assert (report.served_parity.top1, report.served_parity.positions) == (1, 1)
+
+
+def test_without_prompts_nothing_is_compared(evaluate: Evaluate) -> None:
+    assert evaluate().served_parity is None
+
+
+def test_a_candidate_that_predicts_otherwise_is_refused_and_not_asked_again(
+    evaluate: Evaluate, parity: Parity, tmp_path: Path
+) -> None:
+    wrong = _predictions(4, 3)
+    with pytest.raises(ExportRejected, match=r"served model.*mean KL 2\.\d+ nats.*0\.05 \(max_kl\).*0\.0%"):
+        evaluate(parity=parity, **wrong)
+    for log in (tmp_path / "run").glob("*/engine.log"):
+        log.unlink()
+    with pytest.raises(ExportRejected, match="served model"):
+        evaluate(parity=parity, **wrong)
+    assert _starts(tmp_path / "run") == {}
+
+
+def test_other_tokens_than_those_of_training_are_refused(evaluate: Evaluate, parity: Parity) -> None:
+    with pytest.raises(ExportRejected, match="p0: from token 1 on the engine reads other tokens"):
+        evaluate(parity=parity, **_predictions(3, 4, tokens=(1, 7, 3, 9)))
+
+
+def test_an_engine_that_tells_no_probabilities_makes_it_invalid(evaluate: Evaluate, parity: Parity) -> None:
+    with pytest.raises(EvaluationInvalid, match="told no probabilities"):
+        evaluate(parity=parity)
+
+
+def test_other_prompts_are_compared_anew(evaluate: Evaluate, parity: Parity, tmp_path: Path) -> None:
+    evaluate(parity=parity, **_predictions(3, 4))
+    (tmp_path / "run" / "candidate" / "engine.log").unlink()
+    parity.golden.write_text(parity.golden.read_text().replace("p0", "p1"))
+    evaluate(parity=parity)
+    assert "candidate" in _starts(tmp_path / "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,17 +43,39 @@ def folder(trained: tuple[Path, dict[str, Adapted]], tmp_path: Path) -> Path:
     return shutil.copytree(trained[0], tmp_path / "adapter")
 
 
+def _dense(reader: LoraReader, name: str, expert: int | None = None, rows: slice = slice(None)) -> torch.Tensor:
+    update = reader.update(name, expert, rows)
+    assert update
+    return update.dense()
+
+
 def test_every_target_gets_its_own_update(trained: tuple[Path, dict[str, Adapted]], shape: ExpertShape) -> None:
     reader = LoraReader(trained[0], shape)
     for name, module in trained[1].items():
         full = (module.scale * module.b @ module.a).detach()
         if isinstance(module, ExpertLora):
             for expert in range(shape.experts):
-                torch.testing.assert_close(reader.update(name, expert), full[expert])
-            torch.testing.assert_close(reader.update(name, 1, slice(3, 9)), full[1, 3:9])
+                torch.testing.assert_close(_dense(reader, name, expert), full[expert])
+            torch.testing.assert_close(_dense(reader, name, 1, slice(3, 9)), full[1, 3:9])
         else:
-            torch.testing.assert_close(reader.update(f"{name}.weight"), full)
+            torch.testing.assert_close(_dense(reader, f"{name}.weight"), full)
     assert len(reader.targets) == len(trained[1])
+
+
+def test_norms_are_those_of_the_whole_update(trained: tuple[Path, dict[str, Adapted]], shape: ExpertShape) -> None:
+    reader = LoraReader(trained[0], shape)
+    for name, module in trained[1].items():
+        target = name if isinstance(module, ExpertLora) else f"{name}.weight"
+        assert reader.norms[target] == pytest.approx(float((module.scale * module.b @ module.a).norm()), rel=1e-4)
+
+
+def test_many_threads_read_the_same(trained: tuple[Path, dict[str, Adapted]], shape: ExpertShape) -> None:
+    reader, alone = LoraReader(trained[0], shape), LoraReader(trained[0], shape)
+    stacks = [name for name, module in trained[1].items() if isinstance(module, ExpertLora)]
+    asked = [(name, expert) for _ in range(5) for expert in range(shape.experts) for name in stacks]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: _dense(reader, *one), asked))
+    assert all(torch.equal(update, _dense(alone, *one)) for update, one in zip(found, asked, strict=True))
 
 
 def test_other_tensors_have_none(trained: tuple[Path, dict[str, Adapted]], shape: ExpertShape) -> None:
@@ -72,6 +95,11 @@ SPOILS: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "all zero": (lambda t: t[_first(t, "base_layer.lora_B")].zero_(), "gate_up_proj is all zero"),
     "no partner": (lambda t: t.pop(_first(t, "v_proj.lora_B")), "has no"),
     "unknown": (lambda t: t.update(extra=torch.ones(1)), "nothing is known to do with extra"),
+    "another rank": (
+        lambda t: t.update({_first(t, "q_proj.lora_A"): torch.ones(3, t[_first(t, "q_proj.lora_A")].shape[1])}),
+        "q_proj.lora_A.weight is .3, .* not rank 4",
+    ),
+    "empty": (lambda t: t.clear(), "holds no update"),
     "no stack": (lambda t: t.update({_first(t, "experts.lora_A"): torch.ones(24, 7)}), "fits no stack"),
 }
 
@@ -95,6 +123,18 @@ def test_flavours_that_merge_otherwise_are_refused(option: dict[str, object], fo
     file.write_text(json.dumps(json.loads(file.read_text()) | option))
     with pytest.raises(ExportRejected, match=next(iter(option))):
         LoraReader(folder, shape)
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_without_an_adapter_is_refused(missing: str, folder: Path, shape: ExpertShape) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(ExportRejected, match="no adapter of PEFT"):
+        LoraReader(folder, shape)
+
+
+def test_an_adapter_of_experts_is_refused_for_a_dense_base(folder: Path) -> None:
+    with pytest.raises(ExportRejected, match="the base is dense"):
+        LoraReader(folder, None)
 
 
 @given(rows=st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=8), delta=st.floats(-1, 1))

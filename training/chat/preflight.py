@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from math import ceil
 
-from pipelines.artifacts import Artifact, Reject
+from pipelines.artifact import Artifact
+from pipelines.artifacts import Reject
 from pipelines.config import Images, Train
 from training.chat.batches import Steps, cut
 from training.chat.checking import Counted

@@ -1,181 +1,206 @@
-"""A model from a published checkpoint, tensor by tensor: read, merge, quantise, write. The model is never built.
+"""A model from a published checkpoint, piece by piece: read, merge, round, write. The model is never built.
 
-A folder is written under a temporary name and gets its own last, after its manifest.
+Threads read and compute, one puts the results in order and hashes them, one for each file writes: disk and cores work
+at the same time. What an interrupted attempt has finished is kept.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import resource
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import lru_cache
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pipelines.config import Images
-from pipelines.errors import ExportRejected
-from pipelines.system.durable import commit
-from pipelines.system.machine import require_disk
-from pipelines.system.manifest import write_manifest
-from training.int8 import is_quantized, quantization_config, quantize, relative_error, scale_name
-from training.merge import ExpertShape, LoraReader, add_update
-from training.weights.layout import Planned, expert_shape, plan
-from training.weights.released import copy_companions, copy_published, verify_release
-from training.weights.shards import ModelWriter, Spec, Stored, read_headers
+from pipelines.schemes import Scheme
+from pipelines.system.machine import require_disk, require_memory
+from pipelines.system.manifest import text_digest
+from training.int8 import Rounded, pack
+from training.merge import Update as LowRank
+from training.weights.arithmetic import Arithmetic, Computed, arithmetic
+from training.weights.checkpoint import Checkpoint, Update, tensors_of
+from training.weights.journal import Journal
+from training.weights.ordered import in_order
+from training.weights.pieces import Piece, cut
+from training.weights.progress import passing
+from training.weights.shards import Spec, as_bytes
+from training.weights.writer import ModelWriter, Written, split
 
 MARGIN = 1.02
 """Of the free disk: headers, tokenizer, file system."""
 
+MEMORY_BYTES = 2**30
+"""Host memory of a pass, whatever the model's size."""
+
+FORMAT = "1"
+"""Raised when the same input comes to give other bytes: what an older version has begun is then not continued."""
+
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A published model by its headers: all that there is to read."""
-
-    path: Path
-    config: dict[str, Any]
-    """Its config.json."""
-
-    experts: ExpertShape | None
-    planned: Sequence[Planned]
-    """Every tensor to be written, in the order of the sources."""
-
-
-@dataclass
 class Figures:
-    """What is measured while tensors pass by."""
+    """What was measured while the weights passed by."""
 
-    errors: list[float] = field(default_factory=list)
-    """||int8 - merged|| / ||merged|| of each quantised tensor."""
+    errors: tuple[float, ...]
+    """||rounded - merged|| / ||merged|| of each matrix that was rounded."""
 
-    deltas: list[float] = field(default_factory=list)
-    """||update|| / ||weight|| of each adapted tensor."""
+    files: dict[str, list[Written]]
+    """By name of the model."""
 
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the headers.
-
-    Raises:
-        ExportRejected: A file is cut short, or experts lie in no layout that is known.
-    """
-    config = json.loads((path / "config.json").read_text())
-    experts = expert_shape(config)
-    return Checkpoint(path, config, experts, plan(read_headers(path), experts))
+    read_bytes: int
+    seconds: float
+    peak_rss_gib: float
+    """The most resident memory that the process has had by then."""
 
 
-def expected_tensors(planned: Sequence[Planned], scheme: str) -> list[list[Spec]]:
-    """What an exported model holds, in order; a weight and its scales form a group."""
-    return [_outputs(one.output, scheme) for one in planned]
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a checkpoint that writes some models."""
+
+    checkpoint: Checkpoint
+    update: Update | None
+    schemes: Mapping[str, Scheme]
+    """By name of the model's folder."""
+
+    max_bytes: float
+    """Size of one file."""
+
+    device: str = "cpu"
+    """That does the arithmetic, `cpu` or `cuda`."""
+
+    def run(self, folder: Path) -> Figures:
+        """Write the weights of every model into its unfinished folder.
+
+        Args:
+            folder: Where the models will lie. What is there under their names is removed.
+
+        Raises:
+            ExportRejected: A weight is not finite, or a scheme does not fit it.
+            MachineUnfit: The disk or the memory is too small.
+        """
+        began = time.monotonic()
+        groups = cut(self.checkpoint.planned)
+        numbers = self._shards(groups)
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder, list(self.schemes), self._key())
+        writers = {name: self._writer(journal, name, groups, numbers) for name in self.schemes}
+        _require_room(folder, journal, writers)
+        tasks = [(number, piece) for number, group in zip(numbers, groups, strict=True) for piece in group]
+        with ExitStack() as stack, one_thread_each():
+            for name, writer in writers.items():
+                shutil.rmtree(folder / name, ignore_errors=True)
+                stack.enter_context(writer)
+            self._stream(tasks, writers, journal)
+        done = [journal.done[number] for number in sorted(journal.done)]
+        return Figures(
+            errors=tuple(error for shard in done for error in shard.errors),
+            files={name: [shard.files[name] for shard in done] for name in self.schemes},
+            read_bytes=sum(piece.nbytes for _, piece in tasks),
+            seconds=time.monotonic() - began,
+            peak_rss_gib=peak_rss_gib(),
+        )
+
+    def _shards(self, groups: Sequence[Sequence[Piece]]) -> list[int]:
+        """The same cuts in every model, so that an interrupted pass goes on in all of them at once."""
+        sizes = [
+            max(sum(spec.nbytes for spec in _tensors(group, scheme)) for scheme in self.schemes.values())
+            for group in groups
+        ]
+        return split(sizes, self.max_bytes)
+
+    def _writer(
+        self, journal: Journal, name: str, groups: Sequence[Sequence[Piece]], numbers: Sequence[int]
+    ) -> ModelWriter:
+        shards: list[list[Spec]] = [[] for _ in range(numbers[-1] + 1)]
+        for number, group in zip(numbers, groups, strict=True):
+            shards[number] += _tensors(group, self.schemes[name])
+        return ModelWriter(
+            journal.unfinished(name), shards, lambda number, written: journal.finished(name, number, written)
+        )
+
+    def _key(self) -> str:
+        """Everything that decides the bytes."""
+        schemes = [f"{name}={scheme}" for name, scheme in self.schemes.items()]
+        adapter = self.update.digest if self.update else ""
+        return text_digest(FORMAT, self.checkpoint.digest, adapter, str(self.max_bytes), *schemes)
+
+    def _stream(self, tasks: Sequence[tuple[int, Piece]], writers: Mapping[str, ModelWriter], journal: Journal) -> None:
+        left = [task for task in tasks if task[0] not in journal.done]
+        total = sum(piece.nbytes for _, piece in tasks)
+        threads = min(16, (os.cpu_count() or 1) + 1)
+        compute = arithmetic(self.device)
+        results = in_order(lambda task: self._work(compute, task[1]), left, threads=threads, ahead=2 * threads)
+        with passing("exporting", total, total - sum(piece.nbytes for _, piece in left)) as advance:
+            for (number, piece), computed in results:
+                journal.note(number, [one.error for one in computed.values() if one.error is not None])
+                for name, one in computed.items():
+                    for tensor, offset, data in _stored(piece, one, self.schemes[name]):
+                        writers[name].write(number, tensor, offset, as_bytes(data))
+                advance(piece.nbytes)
+
+    def _work(self, compute: Arithmetic, piece: Piece) -> dict[str, Computed]:
+        stored = compute.buffer(piece)
+        piece.source.read_bytes(as_bytes(stored), piece.begin)
+        return compute.compute(piece, stored, self._update(piece), self.schemes)
+
+    def _update(self, piece: Piece) -> LowRank | None:
+        if self.update is None:
+            return None
+        first, last = piece.parts[0], piece.parts[-1]
+        rows = slice(first.update_rows.start, last.update_rows.stop)
+        return self.update.lora.update(first.planned.target, first.planned.expert, rows)
 
 
-def _outputs(spec: Spec, scheme: str) -> list[Spec]:
-    if scheme == "bf16" or not is_quantized(spec.name, spec.shape):
-        return [spec]
-    scales = Spec(scale_name(spec.name), torch.bfloat16, (spec.shape[0], 1))
-    return [Spec(spec.name, torch.int8, spec.shape), scales]
+def peak_rss_gib() -> float:
+    """The most resident memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def write_weights(
-    folder: Path, schemes: Mapping[str, str], checkpoint: Checkpoint, lora: LoraReader | None, max_bytes: float
-) -> Figures:
-    """One pass over the checkpoint writes the weights of every model into its temporary folder.
-
-    Args:
-        folder: Where the models will lie.
-        schemes: By name of the model's folder. What is there under such a name is removed.
-        checkpoint: What is read.
-        lora: What is merged into it; None for the base itself.
-        max_bytes: Size of one file.
-
-    Raises:
-        MachineUnfit: The disk is too small.
-    """
-    with ExitStack() as stack:
-        writers = {}
-        for name, scheme in schemes.items():
-            for leftover in (folder / name, _partial(folder, name)):
-                shutil.rmtree(leftover, ignore_errors=True)
-            _partial(folder, name).mkdir(parents=True)
-            tensors = expected_tensors(checkpoint.planned, scheme)
-            writers[scheme] = ModelWriter(_partial(folder, name), tensors, max_bytes)
-        require_disk(folder, int(MARGIN * sum(writer.nbytes for writer in writers.values())), "the export")
-        for writer in writers.values():
-            stack.enter_context(writer)
-        return stream(checkpoint.planned, lora, writers)
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let products use one core each: pieces are computed side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-@torch.no_grad()
-def stream(planned: Sequence[Planned], lora: LoraReader | None, writers: Mapping[str, ModelWriter]) -> Figures:
-    """Merge each tensor and hand it to the writers.
-
-    Args:
-        planned: All tensors, in order.
-        lora: The adapter, if there is one.
-        writers: By scheme.
-    """
-    figures = Figures()
-    read = lru_cache(maxsize=1)(Stored.read)  # gate and up of an expert are stored together
-    for one in planned:
-        weight = _merge(one, read, lora, figures)
-        for scheme, writer in writers.items():
-            outputs = _outputs(one.output, scheme)
-            if len(outputs) == 1:
-                writer.write(one.output.name, weight)
-                continue
-            steps, scale = quantize(weight)
-            figures.errors.append(relative_error(weight, steps, scale))
-            for spec, tensor in zip(outputs, (steps, scale), strict=True):
-                writer.write(spec.name, tensor)
-    return figures
+def _tensors(group: Sequence[Piece], scheme: Scheme) -> list[Spec]:
+    """All that a group of pieces becomes; the parts of a tensor are one tensor."""
+    outputs = {part.planned.output.name: part.planned.output for piece in group for part in piece.parts}
+    return [spec for output in outputs.values() for spec in tensors_of(output, scheme)]
 
 
-def _merge(one: Planned, read: Any, lora: LoraReader | None, figures: Figures) -> torch.Tensor:
-    weight: torch.Tensor = read(one.source, one.expert if one.from_stack else None)
-    if one.from_stack:
-        weight = (weight.T if one.transposed else weight)[one.rows]
-    update = lora.update(one.target, one.expert, one.rows) if lora else None
-    if update is None:
-        return weight
-    if update.shape != weight.shape:
-        raise ExportRejected(f"{one.target}: an update of {list(update.shape)} for a weight of {list(weight.shape)}")
-    norm = float(weight.float().norm())
-    figures.deltas.append(float(update.norm()) / norm if norm else 0.0)
-    return add_update(weight, update)
+def _stored(piece: Piece, computed: Computed, scheme: Scheme) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """What goes into files: name of the tensor, offset in its bytes, and what stands there."""
+    row = 0
+    for part in piece.parts:
+        rows = slice(row, row + part.last - part.first)
+        row = rows.stop
+        names = [spec.name for spec in tensors_of(part.planned.output, scheme)]
+        for name, data in zip(names, _tensors_of(computed, rows, scheme), strict=False):
+            yield name, part.first * data.nbytes // max(len(data), 1), data
+        if len(names) == 3 and part.first == 0:
+            yield names[2], 0, torch.tensor(part.planned.output.shape)
 
 
-def finish(
-    folder: Path, scheme: str, checkpoint: Checkpoint, images: Images | None, made_from: Mapping[str, str]
-) -> str:
-    """Add what goes with the weights, check everything on disk, write the manifest and give the folder its name.
-
-    Args:
-        folder: The model's final folder; its weights are in the temporary one.
-        scheme: Of the weights.
-        checkpoint: What they were read from.
-        images: Pixel limits for the image processor; None leaves those that were published.
-        made_from: Digests, for the manifest.
-
-    Returns:
-        The manifest's digest.
-
-    Raises:
-        ExportRejected: What was written is not what should have been.
-    """
-    partial = _partial(folder.parent, folder.name)
-    quantization = {"quantization_config": quantization_config()} if scheme == "int8_w8a8" else {}
-    (partial / "config.json").write_text(json.dumps({**checkpoint.config, **quantization}, indent=2))
-    if images is None:
-        copy_published(checkpoint.path, partial)
-    else:
-        copy_companions(checkpoint.path, partial, images.min_pixels, images.max_pixels)
-    verify_release(partial, [spec for group in expected_tensors(checkpoint.planned, scheme) for spec in group])
-    digest = write_manifest(partial, scheme=scheme, made_from=made_from)
-    commit(partial, folder)
-    return digest
+def _tensors_of(computed: Computed, rows: slice, scheme: Scheme) -> tuple[torch.Tensor, ...]:
+    """In the order of `tensors_of`."""
+    if not isinstance(computed.matrix, Rounded):
+        return (computed.matrix[rows],)
+    assert scheme.bits
+    steps = computed.matrix.steps[rows]
+    return steps if scheme.int8_activations else pack(steps, scheme.bits), computed.matrix.scale[rows]
 
 
-def _partial(folder: Path, name: str) -> Path:
-    return folder / f".{name}.partial"
+def _require_room(folder: Path, journal: Journal, writers: Mapping[str, ModelWriter]) -> None:
+    there = sum(written.size for shard in journal.done.values() for written in shard.files.values())
+    needed = int(MARGIN * sum(writer.nbytes for writer in writers.values())) - there
+    require_disk(folder, max(needed, 0), "the export")
+    require_memory(MEMORY_BYTES, "the export")

@@ -107,7 +107,8 @@ def test_serving_that_does_not_fit_says_what_would(qwen: Config, base: Base) -> 
     narrow = changed(qwen, "serving", gpu_memory_utilization=0.68)
     side = serving_side(narrow, base)
     assert side.demand.verdict == "does not fit"
-    share, length = side.lower
+    share, length, scheme = side.lower
+    assert scheme == "set export.scheme to int4_w4a16"
     assert serving_side(
         changed(narrow, "serving", gpu_memory_utilization=float(share.rpartition(" ")[2])), base
     ).demand.verdict == "fits"  # fmt: skip
@@ -119,7 +120,11 @@ def test_bf16_that_does_not_fit_is_told_of_int8(qwen: Config, base: Base) -> Non
     bf16 = changed(qwen, "export", scheme="bf16")
     assert serving_side(bf16, base).lower == ("set export.scheme to int8_w8a8",)
     blackwell = changed(bf16, "hardware", capability=(12, 0))
-    assert "no setting is small enough; it takes a device that allows 73 GiB" in serving_side(blackwell, base).lower
+    assert serving_side(blackwell, base).lower == ("set export.scheme to int8_w8a16",)
+    small = changed(qwen, "hardware", memory_gib=30)
+    assert "set export.scheme to int4_w4a16" in serving_side(small, base).lower
+    smallest = changed(changed(qwen, "export", scheme="int4_w4a16"), "hardware", memory_gib=16)
+    assert "no setting is small enough; it takes a device that allows" in serving_side(smallest, base).lower[0]
 
 
 def test_a_base_that_cannot_be_trained_here_is_not_loaded(smoke: Config, tmp_path: Path) -> None:
@@ -150,4 +155,4 @@ def test_the_command_ends_with_bad_input_where_it_does_not_fit(
 
 def test_the_command_refuses_a_card_that_cannot(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(QWEN_CONFIG), "--set", "hardware=rtx_pro_5000_48gb"]) == BAD_INPUT
-    assert "no INT8 kernels from 10.0 (Blackwell) on" in capsys.readouterr().err
+    assert "no kernels for int8_w8a8" in capsys.readouterr().err

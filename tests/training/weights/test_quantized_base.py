@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pipelines.artifacts import BaseSnapshot
+from pipelines.artifacts import BaseSnapshot, Dataset
+from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.system.manifest import manifest_digest, read_manifest, verify_manifest
 from tests.training.parts import Configure, adapted_model, run_until_killed, store_adapter
 from tests.training.test_export import unfused
 from training.export import export
 from training.int8 import is_quantized, quantize, scale_name
+from training.weights.checkpoint import open_checkpoint
 from training.weights.quantized_base import FOLDER, quantized_base
-from training.weights.stream import open_checkpoint
 
 
 def _write(base: BaseSnapshot, cache: Path) -> Path:
-    return quantized_base(open_checkpoint(base.path), base.digest, "int8_w8a8", 1e9, cache)
+    return quantized_base(open_checkpoint(base.path, base.digest), SCHEMES["int8_w8a8"], 1e9, cache)
 
 
 def _inodes(folder: Path) -> dict[str, int]:
@@ -37,7 +38,8 @@ def test_it_is_the_published_weights_quantised_bit_for_bit(any_base: BaseSnapsho
     wanted = dict(published)
     for name, tensor in published.items():
         if is_quantized(name, tuple(tensor.shape)):
-            wanted[name], wanted[scale_name(name)] = quantize(tensor)
+            rounded = quantize(tensor)
+            wanted[name], wanted[scale_name(name)] = rounded.steps, rounded.scale
     assert len(wanted) > len(published)
     assert written.keys() == wanted.keys()
     assert not [name for name in wanted if not torch.equal(written[name], wanted[name])]
@@ -88,36 +90,36 @@ def test_a_damaged_one_is_written_again(damage: str, moe_base: BaseSnapshot, tmp
 
 
 def test_the_step_hands_it_on_and_another_run_takes_the_same(
-    moe_base: BaseSnapshot, configure: Configure, tmp_path: Path, settings: Settings
+    moe_base: BaseSnapshot, configure: Configure, data: Dataset, tmp_path: Path, settings: Settings
 ) -> None:
     adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
-    first = export(configure(), tmp_path / "a", moe_base, adapter)
+    first = export(configure(), tmp_path / "a", moe_base, data, adapter)
     assert first.quantized_base_path == settings.cache / FOLDER / f"{moe_base.digest[:16]}-int8_w8a8"
     assert first.quantized_base_digest == manifest_digest(first.quantized_base_path)
     inodes = _inodes(first.quantized_base_path)
-    second = export(configure("images.max_pixels=16384"), tmp_path / "b", moe_base, adapter)
+    second = export(configure("images.max_pixels=16384"), tmp_path / "b", moe_base, data, adapter)
     assert second.quantized_base_digest == first.quantized_base_digest
     assert _inodes(first.quantized_base_path) == inodes
 
 
 def test_bf16_needs_no_other_base(
-    moe_base: BaseSnapshot, configure: Configure, tmp_path: Path, settings: Settings
+    moe_base: BaseSnapshot, configure: Configure, data: Dataset, tmp_path: Path, settings: Settings
 ) -> None:
     adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
-    model = export(configure("export.scheme=bf16"), tmp_path / "run", moe_base, adapter)
+    model = export(configure("export.scheme=bf16"), tmp_path / "run", moe_base, data, adapter)
     assert (model.quantized_base_path, model.quantized_base_digest) == (None, None)
     assert not settings.cache.exists()
 
 
-@pytest.mark.parametrize("where", ["training.weights.shards._Shard.write", "training.weights.stream.verify_release"])
+@pytest.mark.parametrize("where", ["training.weights.writer._Shard.write", "training.weights.released.verify_release"])
 def test_killed_in_the_middle_it_is_not_taken_for_whole(
-    where: str, moe_base: BaseSnapshot, configure: Configure, tmp_path: Path, settings: Settings
+    where: str, moe_base: BaseSnapshot, configure: Configure, data: Dataset, tmp_path: Path, settings: Settings
 ) -> None:
     adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
-    run_until_killed(where, 1, "export", configure(), tmp_path / "killed", moe_base, adapter)
+    run_until_killed(where, 1, "export", configure(), tmp_path / "killed", moe_base, data, adapter)
     kept = settings.cache / FOLDER / f"{moe_base.digest[:16]}-int8_w8a8"
     assert kept.with_name(f".{kept.name}.partial").exists()
     assert not kept.exists()
-    model = export(configure(), tmp_path / "killed", moe_base, adapter)
+    model = export(configure(), tmp_path / "killed", moe_base, data, adapter)
     assert model.quantized_base_digest == manifest_digest(_write(moe_base, tmp_path / "elsewhere"))
     assert not list(kept.parent.glob(".*.partial"))

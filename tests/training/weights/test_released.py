@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.errors import ExportRejected
-from training.weights.released import NEEDED, copy_companions, verify_release
+from training.weights.released import NEEDED, copy_companions, served_config, verify_release
 from training.weights.shards import Spec
 
 EXPECTED = [Spec("w.weight", torch.int8, (2, 3)), Spec("w.weight_scale", torch.bfloat16, (2, 1))]
@@ -58,6 +58,24 @@ def test_a_file_that_engines_need_is_missed(name: str, tmp_path: Path) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(ExportRejected, match=name):
         verify_release(tmp_path, EXPECTED)
+
+
+def test_a_model_that_sees_needs_an_image_processor(tmp_path: Path) -> None:
+    _release(tmp_path)
+    (tmp_path / "config.json").write_text('{"vision_config": {}}')
+    with pytest.raises(ExportRejected, match=r"no preprocessor_config\.json or processor_config.json"):
+        verify_release(tmp_path, EXPECTED)
+    (tmp_path / "processor_config.json").write_text("{}")
+    verify_release(tmp_path, EXPECTED)
+
+
+def test_a_config_that_transformers_saved_becomes_what_vllm_reads() -> None:
+    saved = {"model_type": "qwen3_vl_moe", "text_config": {"num_local_experts": 6, "hidden_size": 8}, "x": 1}
+    text = {"num_experts": 6, "hidden_size": 8, "norm_topk_prob": True}
+    assert served_config(saved) == {"model_type": "qwen3_vl_moe", "text_config": text, "x": 1}
+    assert served_config(served_config(saved)) == served_config(saved)
+    for other in ({"model_type": "qwen3_vl", "text_config": {"hidden_size": 8}}, {"model_type": "qwen3_moe"}):
+        assert served_config(other) == other
 
 
 def test_pixel_limits_are_those_of_training_and_old_names_do_not_win(tmp_path: Path) -> None:
