@@ -178,6 +178,8 @@ class Answer(Artifact):
     text: str
     finish_reason: str
     seconds: float
+    cluster: str | None = None
+    """Digest of the images that were shown; questions about the same ones are not independent. None: of its own."""
 
     @property
     def correct(self) -> bool:
@@ -202,6 +204,9 @@ class EvalReport(Artifact):
     served_parity: Agreement | None = None
     """The candidate's."""
 
+    concurrency: int | None = None
+    """Questions in flight: latencies compare only if it is equal. None: of a report that did not say."""
+
     def subject(self, name: str) -> Evaluation | None:
         """The evaluation of `base`, `merged` or `candidate`, or None when it was not measured."""
         return next((e for e in self.evaluations if e.subject == name), None)
@@ -211,11 +216,14 @@ class Finding(Artifact):
     """What the gate found on one requirement."""
 
     name: str
-    """The slice, or `quantization`."""
+    """The slice, or `quantization`, `empty`, `cut`, `latency`, `memory`; `evaluation` where nothing can be compared."""
 
     outcome: Literal["pass", "fail", "inconclusive"]
     reason: str
     """A sentence with the figures."""
+
+    items_needed: int | None = None
+    """Of an inconclusive finding: about how many items would decide."""
 
 
 class GateDecision(Artifact):

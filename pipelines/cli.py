@@ -21,6 +21,7 @@ from pipelines.config_export import GroupSize
 from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
 from pipelines.errors import DONE, VlmopsError
+from pipelines.judgement.alone import judge_reports
 from pipelines.launch import environment, run_step
 from pipelines.run import Run
 from pipelines.schemes import SCHEMES
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
   vlmops run configs/smoke.yaml --name r8 --set lora.rank=8
   vlmops step .vlmops/runs/smoke gate                   one step of a run
   vlmops status                                         the runs there are
+  vlmops gate .vlmops/runs/r8 --against .vlmops/runs/smoke
   vlmops export .vlmops/runs/smoke --scheme bf16        a run's model in another scheme
   vlmops stack                                          Airflow, MLflow and the serving front, until Ctrl-C
   vlmops promote --version 3 --reason "reads sevens"    approve a version and put it into service
@@ -116,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
     _add_service_config(rollback)
     rollback.add_argument("--reason", default="vlmops rollback", help="why, for the registry")
     rollback.set_defaults(command=_rollback)
+
+    gate = commands.add_parser("gate", help="judge evaluation reports alone: a candidate against its base or another")
+    gate.add_argument("report", type=Path, help="a run, or the output.json of its step evaluate")
+    gate.add_argument("--against", type=Path, help="the report of what it would replace; its own base by default")
+    gate.add_argument("--config", type=Path, help="whose section gate holds; the run's own by default")
+    gate.set_defaults(command=_gate)
 
     _add_export(commands.add_parser(
         "export", help="export a run's model, or any local checkpoint, alone", epilog=EXPORT_EXAMPLES,
@@ -213,6 +221,10 @@ def _promote(args: argparse.Namespace) -> int:
 
 def _rollback(args: argparse.Namespace) -> int:
     return line.rollback(_config(args), args.reason, Settings())
+
+
+def _gate(args: argparse.Namespace) -> int:
+    return judge_reports(args.report, args.against, args.config, Settings())
 
 
 def _ask(args: argparse.Namespace) -> int:

@@ -7,11 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.config_export import Export
+from pipelines.config_gate import Gate
 from pipelines.hardware import Hardware, objections
 from pipelines.model_source import ModelSource
 from pipelines.section import Section
-
-Share = Field(ge=0, le=1)
 
 
 class Model(Section):
@@ -192,32 +191,6 @@ class Evaluate(Section):
 
     golden_items: int = Field(8, ge=1)
     """Questions whose answers are recorded for the probe at promotion."""
-
-
-class Requirement(Section):
-    """What one slice of the test split must show."""
-
-    slice: str
-    """Name of the slice."""
-
-    margin: float = Share
-    """Largest loss that is tolerated, as a share of the items: 0.02 is two points."""
-
-    minimum: float = Field(0.0, ge=0, le=1)
-    """Least share of right answers, whatever the reference did."""
-
-
-class Gate(Section):
-    """May a candidate replace the champion? Without a champion it is compared with the base."""
-
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Of the one-sided bounds."""
-
-    requirements: tuple[Requirement, ...] = Field(min_length=1)
-    """All must hold. A slice of the test split without a requirement is refused."""
-
-    quantization_margin: float = Field(0.02, ge=0, le=1)
-    """Largest loss tolerated against the merged bf16 model, where it was measured."""
 
 
 class Registry(Section):

@@ -16,7 +16,8 @@ from pipelines.artifacts import EvalReport, GateDecision, ModelVersion
 from pipelines.config import Config
 from pipelines.errors import BadInput
 from pipelines.exported import QuantizedModel
-from pipelines.run import Record, Run
+from pipelines.reports import read_report
+from pipelines.run import Run
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,15 +96,14 @@ class Registry:
         return dict(self._client.get_model_version(self.model, str(number)).tags)
 
     def report(self, version: ModelVersion, folder: Path) -> EvalReport:
-        """The evaluation that a version was registered with, its answers fetched to `folder`."""
+        """The evaluation that a version was registered with, its answers fetched to `folder`.
+
+        Raises:
+            BadInput: It is not whole.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         fetched = Path(self._client.download_artifacts(version.tracking_run, "evaluate", str(folder)))
-        report = EvalReport.model_validate(Record.model_validate_json((fetched / "output.json").read_text()).artifact)
-        evaluations = tuple(
-            evaluation.model_copy(update={"answers": fetched / evaluation.subject / "answers.jsonl"})
-            for evaluation in report.evaluations
-        )
-        return report.model_copy(update={"evaluations": evaluations})
+        return read_report(fetched)
 
     def add(self, tags: dict[str, str], tracking_run: str) -> ModelVersion:
         """Make a version, or find the one that the same run made before, and point `candidate` at it."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.config import Config
 from pipelines.errors import BadInput, RunConflict
@@ -85,16 +85,30 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config the run was created with."""
-        return Config.model_validate_json(self._config_file.read_text())
+        """The resolved config the run was created with.
+
+        Raises:
+            BadInput: It is of another version of vlmops.
+        """
+        try:
+            return Config.model_validate_json(self._config_file.read_text())
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise BadInput(
+                f"{self._config_file} is of another version of vlmops ({where}: {error.errors()[0]['msg']}); "
+                f"start a new run by --name, or delete {self.root}"
+            ) from None
 
     def folder(self, step: Step[Any]) -> Path:
         """Where a step writes."""
         return self.root / step.name
 
     def finished(self, step: Step[Any]) -> bool:
-        """Whether the step has a result made from the inputs that are there now."""
-        return self._output(step).is_file() and self.record(step).inputs == self._inputs(step)
+        """Whether the step has a result made from the inputs that are there now, in today's form."""
+        if not self._output(step).is_file():
+            return False
+        record = self.record(step)
+        return record.inputs == self._inputs(step) and _is_valid(step, record.artifact)
 
     def record(self, step: Step[Any]) -> Record:
         """The whole record of a finished step."""
@@ -104,11 +118,14 @@ class Run:
         """The result of a step.
 
         Raises:
-            BadInput: The step has not finished in this run.
+            BadInput: The step has not finished in this run, or in another version of vlmops.
         """
         if not self._output(step).is_file():
             raise BadInput(f"{step.name} has not finished in {self.root}; run it first")
-        return step.output.model_validate(self.record(step).artifact)
+        artifact = self.record(step).artifact
+        if not _is_valid(step, artifact):
+            raise BadInput(f"{self._output(step)} is of another version of vlmops; run {step.name} again")
+        return step.output.model_validate(artifact)
 
     def write(self, step: Step[T], artifact: T, *, seconds: float, peak_gib: float) -> None:
         """Record a result: last, and at once, so that its presence means that the step finished."""
@@ -182,3 +199,12 @@ def runs_below(folder: Path) -> list[Run]:
     """Every run in a folder, the newest last."""
     configs = sorted(folder.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
     return [Run(path.parent) for path in configs]
+
+
+def _is_valid(step: Step[Any], artifact: dict[str, Any]) -> bool:
+    """Whether a result has the form that this version of vlmops gives it."""
+    try:
+        step.output.model_validate(artifact)
+    except ValidationError:
+        return False
+    return True

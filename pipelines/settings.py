@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         return self.state / "serving"
 
     @property
+    def sealed(self) -> Path:
+        """Who was judged on which test split, a file for each."""
+        return self.home / "sealed"
+
+    @property
     def cache(self) -> Path:
         """Base models and built-in data, by digest."""
         return self.cache_dir or self.home / "cache"

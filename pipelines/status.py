@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.errors import BadInput
 from pipelines.run import Run, runs_below
 from pipelines.steps import REDEPLOY, RETRAIN, Step
 
@@ -16,9 +17,16 @@ def show_runs(folder: Path) -> None:
     """Print a line for each run."""
     table = Table("run", "config", "last step", "state", box=None, title=str(folder), title_justify="left")
     for run in runs_below(folder):
-        step, state = _last(run)
-        table.add_row(run.name, run.config.model.source, step, state)
+        table.add_row(run.name, *_summary(run))
     Console().print(table)
+
+
+def _summary(run: Run) -> tuple[str, str, str]:
+    """Source, last step and its state; a run that cannot be read hides no other."""
+    try:
+        return run.config.model.source, *_last(run)
+    except BadInput:
+        return "-", "-", "of another version of vlmops"
 
 
 def show_run(run: Run) -> None:

@@ -123,6 +123,7 @@ class Bench:
             evaluations=evaluations,
             golden=self._golden({evaluation.subject: evaluation for evaluation in evaluations}),
             served_parity=next((done.parity for done in evaluations if done.subject == "candidate"), None),
+            concurrency=self._config.evaluate.concurrency,
         )
 
     def _require_parity(self, evaluations: Sequence[Evaluation]) -> None:

@@ -51,7 +51,11 @@ def measure(
         after = metrics(url)
     except VlmopsError as error:
         raise EvaluationInvalid(f"the engine's counters could not be read: {error}") from None
-    answers = tuple(outcome for outcome in outcomes if isinstance(outcome, Answer))
+    answers = tuple(  # images are hashed when the clock has stopped
+        outcome.model_copy(update={"cluster": question.cluster})
+        for question, outcome in zip(questions, outcomes, strict=True)
+        if isinstance(outcome, Answer)
+    )
     failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if objections := [*failures[:3], *invalid(questions, answers, before, after)]:
         raise EvaluationInvalid("; ".join(objections))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.config import Images
 from pipelines.errors import BadInput
+from pipelines.system.durable import sha256_file
 from pipelines.system.manifest import text_digest
 
 Message = dict[str, Any]
@@ -39,6 +40,12 @@ class Question:
         """The paths of its images, relative to `folder`."""
         parts = (part for message in self.messages for part in message["content"])
         return tuple(part["image"] for part in parts if part["type"] == "image")
+
+    @property
+    def cluster(self) -> str | None:
+        """Digest of its images' bytes, in order; None where it shows none."""
+        digests = [sha256_file(self.folder / image) for image in self.images]
+        return text_digest(*digests) if digests else None
 
     def encoded(self) -> list[Message]:
         """The messages as they are sent, images as data URLs."""

@@ -18,6 +18,7 @@ from pipelines import artifacts as a
 from pipelines.artifact import Artifact
 from pipelines.errors import DONE, REJECTED, BadInput, PromotionFailed
 from pipelines.exported import QuantizedModel
+from pipelines.parity import Agreement, Parity
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS
@@ -86,6 +87,10 @@ def _step(run: Run, name: str) -> int:
     return DONE if artifact.proceed else REJECTED
 
 
+def _agreement(mean_kl: float) -> Agreement:
+    return Agreement(mean_kl=mean_kl, max_kl=2 * mean_kl, top1=0.875, positions=64)
+
+
 def _evaluation(run: Run, subject: str, correct: int) -> a.Evaluation:
     folder = run.root / "evaluate" / subject
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,10 +143,15 @@ def artifacts(run: Run, gate: str) -> dict[str, Artifact]:
             merged_path=folder / "model", merged_digest=digest, merged_bytes=4_000_000,
             group_size=None, quantized_tensors=9, verified_tensors=9, relative_error=0.01, delta_norm=0.1,
             stream_seconds=2, mb_per_second=2, peak_rss_gib=0.5,
+            parity=Parity(
+                golden=folder / "golden.jsonl", prompts=8, images=8, base=_agreement(3.5), nf4=_agreement(0.02),
+                merged=_agreement(0.00001), exported=_agreement(0.0042), seconds=1,
+            ),
         ),
         "evaluate": a.EvalReport(
             engine="fake 1", test_digest=digest, prompt_digest=digest, golden=folder / "golden.jsonl",
             evaluations=tuple(_evaluation(run, subject, right) for subject, right in RIGHT.items()),
+            served_parity=_agreement(0.0051),
         ),
         "gate": a.GateDecision(outcome=gate, reference="base", findings=tuple(findings)),
         "register": version,

@@ -16,7 +16,7 @@ from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.system.manifest import manifest_digest, verify_manifest
 from training.provenance import open_update
-from training.sources.safety import refuse_code
+from training.sources.safety import refuse_code, refuse_unsafe
 from training.weights.checkpoint import Checkpoint, Update, open_checkpoint
 from training.weights.journal import unfinished
 from training.weights.making import Made, make
@@ -45,8 +45,8 @@ def export(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, adap
         SourceRefused: The base or the adapter holds what can run code.
     """
     _require_same_base(adapter, base)
-    for source in (base.path, adapter.path):
-        refuse_code(source)
+    refuse_unsafe(base.path)
+    refuse_code(adapter.path)
     verify_manifest(adapter.path, adapter.digest)
     checkpoint = open_checkpoint(base.path, base.digest)
     update = open_update(adapter.path, adapter.digest, checkpoint)
@@ -54,7 +54,7 @@ def export(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, adap
     kept = _base_to_compare(config, checkpoint)
     made = _make(config, folder, checkpoint, update, data)
     parity = _compare(config, folder, checkpoint, update, data)
-    model = _artifact(config, update, made, kept, parity)
+    model = _artifact(config, update, made, made.seal()[MODEL], kept, parity)
     if config.export.stored.calibrated and not config.export.keep_merged:
         shutil.rmtree(folder / MERGED)
     return model
@@ -121,13 +121,15 @@ def _compare(config: Config, folder: Path, checkpoint: Checkpoint, update: Updat
     return parity
 
 
-def _artifact(config: Config, update: Update, made: Made, kept: Path | None, parity: Parity | None) -> QuantizedModel:
-    scheme, figures, digests = made.releases[MODEL].scheme, made.figures, made.seal()
+def _artifact(
+    config: Config, update: Update, made: Made, digest: str, kept: Path | None, parity: Parity | None
+) -> QuantizedModel:
+    scheme, figures = made.releases[MODEL].scheme, made.figures
     merged = made.folder / MERGED if config.export.keep_merged and scheme.bits else None
     made_from = made.releases[MODEL].made_from
     return QuantizedModel(
         path=made.folder / MODEL,
-        digest=digests[MODEL],
+        digest=digest,
         scheme=scheme.name,
         group_size=scheme.group,
         size_bytes=made.size(MODEL),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +15,13 @@ import torch
 from pipelines.artifacts import Dataset
 from pipelines.config import Config, Images
 from pipelines.config_export import Export
-from pipelines.errors import BadInput, MachineUnfit
+from pipelines.errors import BadInput, MachineUnfit, RunConflict
 from pipelines.run import Run
 from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, FINETUNE, PREPARE
 from training.sources.safety import model_config
+from training.weights.journal import unfinished
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,41 @@ class Job:
     def merged(self) -> Path:
         """Where the merged model lies while a calibrated scheme is made of it."""
         return self.out.with_name(f".{self.out.name}.merged")
+
+    def require_apart(self) -> None:
+        """Hold the folders that are written against those that are read.
+
+        Raises:
+            BadInput: One is, holds or lies in another.
+        """
+        for source in (path.resolve() for path in (self.base, self.adapter) if path):
+            for folder in (self.out, unfinished(self.out), self.merged):
+                if folder.is_relative_to(source) or source.is_relative_to(folder):
+                    raise BadInput(f"--out {self.out} lies in {source}, which is only read; name a folder beside it")
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """The right to write, for one process at a time; a dead process holds none.
+
+        Raises:
+            RunConflict: Another process is writing there.
+            BadInput: One has finished there since this one began.
+        """
+        lock = self.out.with_name(f".{self.out.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno()))
+            except BlockingIOError:
+                held = False
+            if not held:
+                raise RunConflict(f"another process is exporting to {self.out}; wait for it, or name another --out")
+            try:
+                free(self.out)
+                yield
+            finally:
+                lock.unlink()
 
     @property
     def images(self) -> Images | None:
@@ -75,7 +115,9 @@ def job_of(args: argparse.Namespace) -> Job:
     if not args.model.is_dir():
         raise BadInput(f"{args.model}: no such folder; name a run, or a folder with a published checkpoint")
     # Runs and models both have a config.json.
-    return _of_run(args) if "hardware" in model_config(args.model) else _of_base(args)
+    job = _of_run(args) if "hardware" in model_config(args.model) else _of_base(args)
+    job.require_apart()
+    return job
 
 
 def _of_run(args: argparse.Namespace) -> Job:
@@ -87,7 +129,7 @@ def _of_run(args: argparse.Namespace) -> Job:
     return Job(
         base=run.read(DOWNLOAD).path,
         adapter=args.adapter.resolve() if args.adapter else run.read(FINETUNE).path,
-        out=_free(args.out or run.root / "exports" / what),
+        out=free(args.out or run.root / "exports" / what),
         export=export,
         device=_device(args.device or export.device or run.config.hardware.device),
         record=RunRecord(run.config.model_copy(update={"export": export}), run.read(PREPARE)),
@@ -103,16 +145,17 @@ def _require_environment(export: Export) -> None:
 def _of_base(args: argparse.Namespace) -> Job:
     if args.out is None:
         raise BadInput(f"{args.model} is no run of ours; say by --out where its export goes")
-    base, adapter, out = args.model.resolve(), args.adapter and args.adapter.resolve(), _free(args.out)
-    for source in filter(None, (base, adapter)):
-        if out.is_relative_to(source):
-            raise BadInput(f"--out {out} lies in {source}, which is only read; name a folder beside it")
+    base, adapter, out = args.model.resolve(), args.adapter and args.adapter.resolve(), free(args.out)
     if args.adapter_only and adapter is None:
         raise BadInput("--adapter-only exports an adapter; name it by --adapter, or name a run")
     export = _asked(args, Export())
     if export.stored.calibrated:
         raise BadInput(
             f"{export.scheme} is calibrated on training rows, which only a run has; name one instead of a base"
+        )
+    if export.parity.prompts and "vision_config" not in model_config(base):
+        raise BadInput(
+            f"{base} sees no images, and predictions are compared on drawn pictures; --prompts 0 exports it unproven"
         )
     return Job(base, adapter, out, export, _device(args.device or "cpu"))
 
@@ -127,7 +170,12 @@ def _asked(args: argparse.Namespace, export: Export) -> Export:
     return export.model_copy(update=changed)
 
 
-def _free(out: Path) -> Path:
+def free(out: Path) -> Path:
+    """A folder to write, as an absolute path.
+
+    Raises:
+        BadInput: Something is there.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is not empty; delete it, or name another folder by --out")
     return out.resolve()

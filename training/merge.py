@@ -16,16 +16,41 @@ from pipelines.errors import ExportRejected
 from training.peft_layout import CONFIG, WEIGHTS
 from training.weights.shards import Stored, read_header
 
-UNSUPPORTED = (
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-    "modules_to_save",
-    "use_qalora",
-    "layer_replication",
-)
-"""Options of PEFT that change what a merge is; an adapter that uses one is refused, not merged wrongly."""
+UNDERSTOOD = {
+    *(
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "revision",
+        "base_model_name_or_path",
+        "inference_mode",
+    ),
+    *(
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "lora_dropout",
+        "bias",
+        "init_lora_weights",
+        "target_modules",
+        "target_parameters",
+    ),
+    *(
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+    ),
+    *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config"),
+}
+"""Options of PEFT that say nothing of the merge, or that are heeded. An adapter that uses any other (DoRA, patterns of
+ranks, saved modules, and what future versions bring) is refused, not merged wrongly."""
+
+INITIAL = (True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Of `init_lora_weights`. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) change the base before training."""
 
 KEPT_TARGETS = 4
 """Of which the factors stay in memory: both stacks of a layer, and those of the next."""
@@ -45,7 +70,7 @@ class ExpertShape:
 
 
 @dataclass(frozen=True)
-class Update:
+class LowRank:
     """A low-rank update, scale * b^T a."""
 
     a: torch.Tensor
@@ -61,9 +86,9 @@ class Update:
         """fp32 [out, in]."""
         return self.scale * (self.b.T @ self.a)
 
-    def to(self, device: str) -> Update:
+    def to(self, device: str) -> LowRank:
         """The same on another device."""
-        return Update(self.a.to(device), self.b.to(device), self.scale)
+        return LowRank(self.a.to(device), self.b.to(device), self.scale)
 
 
 @dataclass(frozen=True)
@@ -100,7 +125,7 @@ class LoraReader:
         self.norms = {name: self._norm(name) for name in self.targets}
         """||update|| of each target, all experts of a stack together."""
 
-    def update(self, name: str, expert: int | None = None, rows: slice = slice(None)) -> Update | None:
+    def update(self, name: str, expert: int | None = None, rows: slice = slice(None)) -> LowRank | None:
         """What is to be added to some rows of a base tensor, or of one expert's matrix.
 
         None if the adapter leaves the tensor alone.
@@ -109,7 +134,7 @@ class LoraReader:
             return None
         a, b = self._factors(name)
         which = expert or 0
-        return Update(a[which], b[which][:, rows], self.scale)
+        return LowRank(a[which], b[which][:, rows], self.scale)
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in) of a target's update, of one expert where it is a stack."""
@@ -125,7 +150,11 @@ class LoraReader:
             if other not in tensors:
                 raise ExportRejected(f"{self.folder}: {name} has no {other}; train or download the adapter again")
             a, b = tensors.pop(name), tensors.pop(other)
+            if len(a.shape) != 2 or len(b.shape) != 2:
+                raise ExportRejected(f"{self.folder}: {name} is {list(a.shape)}, and only matrices can be merged")
             target = self._target(name, a, b)
+            if target in targets:
+                raise ExportRejected(f"{self.folder}: {name} is a second update of {target}; train the adapter again")
             targets[target] = self._paired(name, a, b)
         if tensors:
             raise ExportRejected(f"{self.folder}: nothing is known to do with {', '.join(sorted(tensors)[:4])}")
@@ -142,11 +171,13 @@ class LoraReader:
         """Which stack an update of experts belongs to: PEFT's names tell an order of wrapping, so shapes decide."""
         if self.experts is None:
             raise ExportRejected(f"{self.folder}: updates experts, and the base is dense; train on this base")
-        fits = [leaf for leaf in ("gate_up_proj", "down_proj") if (b[0], a[1]) == self.experts.stack(leaf)]
-        if len(fits) != 1:
-            which = "both stacks" if fits else "no stack"
-            raise ExportRejected(f"{self.folder}: an update of {b[0]} x {a[1]} fits {which} of the base's experts")
-        return fits[0]
+        for leaf in ("gate_up_proj", "down_proj"):
+            if (b[0], a[1]) == self.experts.stack(leaf):
+                return leaf
+        raise ExportRejected(
+            f"{self.folder}: an update of {b[0]} x {a[1]} fits no stack of the base's experts; name the base that it "
+            f"was trained on"
+        )
 
     def _paired(self, name: str, a: Stored, b: Stored) -> Factors:
         experts = self.experts.experts if self.experts and _fused(_module(name)) else 1
@@ -205,10 +236,15 @@ def _options(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file() or not (folder / WEIGHTS).is_file():
         raise ExportRejected(f"{folder}: no adapter of PEFT, which is {CONFIG} and {WEIGHTS}")
-    options: dict[str, Any] = json.loads(file.read_text())
-    used = [option for option in UNSUPPORTED if options.get(option)]
-    if options.get("bias", "none") != "none":
-        used.append("bias")
+    try:
+        options: dict[str, Any] = json.loads(file.read_text())
+        kind, _ = options.get("peft_type", "LORA"), (int(options["r"]), float(options["lora_alpha"]))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ExportRejected(f"{file}: no config of a LoRA adapter; train or download the adapter again") from None
+    used = [option for option, value in options.items() if value and option not in UNDERSTOOD]
+    used += ["peft_type"] if kind != "LORA" else []
+    used += ["bias"] if options.get("bias", "none") != "none" else []
+    used += ["init_lora_weights"] if options.get("init_lora_weights", True) not in INITIAL else []
     if used:
         raise ExportRejected(f"{folder}: {', '.join(used)} in {CONFIG} cannot be merged; train plain LoRA")
     return options

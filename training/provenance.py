@@ -9,12 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.errors import ExportRejected
-from pipelines.system.manifest import NAME, manifest_digest, read_manifest, text_digest, write_manifest
+from pipelines.system.manifest import NAME, manifest_digest, read_manifest, write_manifest
 from training.merge import LoraReader
 from training.weights.checkpoint import Checkpoint, Update
 from training.weights.delta import relative_norms
 
 log = logging.getLogger(__name__)
+
+HEAD = "lm_head.weight"
 
 
 def recorded_base(adapter: Path) -> str | None:
@@ -61,7 +63,23 @@ def open_update(adapter: Path, digest: str, checkpoint: Checkpoint) -> Update:
     lora = LoraReader(adapter, checkpoint.experts)
     if unknown := sorted(set(lora.targets) - {one.target for one in checkpoint.planned}):
         raise ExportRejected(f"{adapter}: updates of {', '.join(unknown[:4])}, which the base does not have")
+    _require_fitting(lora, checkpoint)
     return Update(lora, digest, relative_norms(checkpoint, lora))
+
+
+def _require_fitting(lora: LoraReader, checkpoint: Checkpoint) -> None:
+    """Stacks of experts were told by their shapes already."""
+    for one in checkpoint.planned:
+        if one.expert is None and one.target in lora.targets and lora.shape(one.target) != one.output.shape:
+            raise ExportRejected(
+                f"{lora.folder}: the update of {one.target} is {list(lora.shape(one.target))}, and the base has "
+                f"{list(one.output.shape)}; name the base that it was trained on"
+            )
+    if HEAD in lora.targets and checkpoint.tied:
+        raise ExportRejected(
+            f"{lora.folder}: updates {HEAD}, which the base ties to its embeddings, so that no engine would see it; "
+            f"train without it"
+        )
 
 
 def hashed(folder: Path) -> str:
@@ -73,12 +91,6 @@ def hashed(folder: Path) -> str:
 def digest_or_hash(folder: Path) -> str:
     """The manifest's digest, or of a folder without one, the same as if it were made now."""
     return manifest_digest(folder) if (folder / NAME).is_file() else hashed(folder)
-
-
-def fingerprint(folder: Path) -> str:
-    """Changes with the name, size or time of any file: enough to tell whether an interrupted export may go on."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_digest(*(f"{path.relative_to(folder)} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in files))
 
 
 def _listed_digest(folder: Path) -> str:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from pipelines.errors import ExportRejected
-from pipelines.system.durable import commit
+from pipelines.system.durable import commit, write_text
 from pipelines.system.machine import require_disk
 from pipelines.system.manifest import write_manifest
 from training.merge import LoraReader
 from training.peft_layout import CONFIG, WEIGHTS
 from training.weights.shards import Spec, Stored, as_bytes, header_bytes, read_header
+from training.weights.writer import full_disk_named
 
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` that vLLM has kernels for."""
@@ -84,10 +85,11 @@ def export_adapter(lora: LoraReader, base: Path, out: Path, made_from: Mapping[s
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     require_disk(partial, sum(_in_bf16(tensor).nbytes for tensor in tensors), "the adapter")
-    _write_weights(tensors, partial / WEIGHTS)
-    (partial / CONFIG).write_text(json.dumps(_config(lora.folder), indent=2, sort_keys=True))
+    with full_disk_named(out):
+        _write_weights(tensors, partial / WEIGHTS)
+        write_text(partial / CONFIG, json.dumps(_config(lora.folder), indent=2, sort_keys=True))
+        write_manifest(partial, made_from=dict(made_from), dtype="bf16")
     size = (partial / WEIGHTS).stat().st_size
-    write_manifest(partial, made_from=dict(made_from), dtype="bf16")
     commit(partial, out)
     return ServedAdapter(
         path=out,

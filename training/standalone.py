@@ -27,7 +27,7 @@ from training.export_job import Job, arguments, job_of
 from training.exported_table import show_adapter, show_export
 from training.parity.measure import measure_parity
 from training.parity.prompts import Prompt, Room, choose_prompts, draw_prompts
-from training.provenance import digest_or_hash, fingerprint, open_update, require_same_base
+from training.provenance import digest_or_hash, open_update, require_same_base
 from training.served_adapter import export_adapter
 from training.sources.safety import refuse_code, refuse_unsafe
 from training.weights.checkpoint import Checkpoint, Update, open_checkpoint
@@ -61,16 +61,18 @@ def run_job(job: Job, *, adapter_only: bool) -> None:
         ExportRejected: The adapter belongs to another base, is broken or cannot be merged, or what was written is not
             what should have been.
         MachineUnfit: Disk or memory is too small.
+        RunConflict: Another process is exporting to the same folder.
     """
     refuse_unsafe(job.base)
     made_from = _made_from(job)
-    checkpoint = open_checkpoint(job.base, made_from.get("base") or fingerprint(job.base))
+    checkpoint = open_checkpoint(job.base, made_from.get("base", ""))
     update = open_update(job.adapter, made_from["adapter"], checkpoint) if job.adapter else None
-    if adapter_only:
-        assert update is not None
-        show_adapter(export_adapter(update.lora, job.base, job.out, made_from))
-    else:
-        show_export(export_checkpoint(job, checkpoint, update, made_from))
+    with job.claim():
+        if adapter_only:
+            assert update is not None
+            show_adapter(export_adapter(update.lora, job.base, job.out, made_from))
+        else:
+            show_export(export_checkpoint(job, checkpoint, update, made_from))
 
 
 def export_checkpoint(job: Job, checkpoint: Checkpoint, update: Update | None, made_from: dict[str, str]) -> Outcome:
@@ -120,9 +122,7 @@ def _prompts(job: Job, encoder: Encoder, folder: Path) -> list[Prompt]:
     if job.record is None:
         return draw_prompts(folder, encoder, count)
     serving = job.record.config.serving
-    return choose_prompts(
-        job.record.data.path, encoder, count, Room(serving.max_model_len, serving.images_per_request)
-    )
+    return choose_prompts(job.record.data.path, encoder, count, Room(serving.max_model_len, serving.images_per_request))
 
 
 def _made_from(job: Job) -> dict[str, str]:

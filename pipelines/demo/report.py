@@ -11,6 +11,7 @@ from rich.table import Table
 from pipelines.answers import read_answers
 from pipelines.artifacts import EvalReport, Evaluation, Score
 from pipelines.charts import SCHEME_LABELS
+from pipelines.parity import Agreement, Parity
 from pipelines.run import Run
 from pipelines.steps import EVALUATE, EXPORT, GATE, REDEPLOY, RETRAIN, Step
 
@@ -26,6 +27,8 @@ def print_report(console: Console, accepted: Run, refused: Run, redeployed: Run,
     for title, run in (("first run", accepted), ("without the replay of older tasks", refused)):
         console.print(reasons_table(title, run))
     console.print(files_table(accepted, report))
+    if (parity := accepted.read(EXPORT).parity) is not None:
+        console.print(predictions_table(parity, report.served_parity))
     console.print(f"versions of {accepted.config.registry.model}: {aliases_line(aliases)}", highlight=False)
     console.print(seconds_table((accepted, RETRAIN), (redeployed, REDEPLOY), (refused, RETRAIN)))
 
@@ -69,6 +72,25 @@ def files_table(run: Run, report: EvalReport) -> Table:
         table.add_row("merged bf16", _size(model.merged_bytes), "")
     agreement = agreement_text(candidate, merged) if candidate and merged else "not measured"
     table.add_row(scheme, _size(model.size_bytes), agreement)
+    return table
+
+
+def predictions_table(parity: Parity, served: Agreement | None) -> Table:
+    """How far each form of the fine-tuned model predicts otherwise than base and adapter do in bf16."""
+    table = Table(title=f"predictions of answer tokens on {parity.prompts} rows, against base and adapter in bf16")
+    for column in ("model", "mean KL, nats", "largest", "the same likeliest token"):
+        table.add_column(column)
+    forms = {
+        "base without the adapter": parity.base,
+        "as trained: base in NF4": parity.nf4,
+        "merged": parity.merged,
+        "exported files": parity.exported,
+        "served by the engine": served,
+    }
+    for name, found in forms.items():
+        if found is not None:
+            top1 = f"{found.top1:.1%} of {found.positions}"
+            table.add_row(name, f"{found.mean_kl:.2e}", f"{found.max_kl:.2e}", top1)
     return table
 
 

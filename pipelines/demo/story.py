@@ -104,7 +104,7 @@ def clear(settings: Settings) -> None:
     """
     with stack_state.sole_stack(settings.state):
         stack_state.end_leftovers(settings.state)
-        for path in (settings.runs, *settings.state.iterdir()):
+        for path in (settings.runs, settings.sealed, *settings.state.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != stack_state.LOCK:  # its holder keeps it; a new file would be a second lock

@@ -26,9 +26,19 @@ def commands() -> dict[str, object]:
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {"run", "step", "status", "validate", "plan", "schema", "doctor", "promote", "rollback", "export"} <= set(
-        commands()
-    )
+    assert {
+        "run",
+        "step",
+        "status",
+        "validate",
+        "plan",
+        "schema",
+        "doctor",
+        "promote",
+        "rollback",
+        "export",
+        "gate",
+    } <= set(commands())
     for name in commands():
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])
@@ -48,7 +58,8 @@ def test_flags_do_not_grow_one_per_field() -> None:
         "--prompts",
         "--adapter-only",
     }  # there is no config
-    assert flags == {"-h", "--help", "--set", "--name", "--config", "--version", "--reason", "--keep"} | alone
+    common = {"-h", "--help", "--set", "--name", "--config", "--version", "--reason", "--keep"}
+    assert flags == common | alone | {"--against"}
 
 
 EXPORT_ARGUMENTS = (

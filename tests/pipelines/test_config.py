@@ -100,6 +100,14 @@ def test_a_cpu_exports_on_the_cpu(tmp_path: Path) -> None:
         load_config(write(tmp_path, export__device="cuda"))
 
 
+def test_a_requirement_tolerates_a_loss_or_wants_a_gain(tmp_path: Path) -> None:
+    wanted = load_config(write(tmp_path, gate={"requirements": [{"slice": "digits", "superiority": True}]})).gate
+    assert wanted.requirements[0].threshold == 0
+    for requirement in ({"slice": "digits"}, {"slice": "digits", "superiority": True, "margin": 0.02}):
+        with pytest.raises(ConfigError, match=r"gate\.requirements\.0 = .*digits: .*(superiority|leave out)"):
+            load_config(write(tmp_path, gate={"requirements": [requirement]}))
+
+
 def test_pixel_limits_must_be_ordered(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="min_pixels 9000 exceeds max_pixels 8000"):
         load_config(write(tmp_path, images={"min_pixels": 9000, "max_pixels": 8000}))

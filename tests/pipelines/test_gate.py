@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
+import uuid
 from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import Answer, EvalReport, GateDecision
-from pipelines.config import Gate, Requirement
-from pipelines.gate import Answers, decide
+from pipelines.artifacts import GateDecision
+from pipelines.config_gate import Gate, Requirement
+from pipelines.errors import BadInput
+from pipelines.gate import decide, gate, judge
+from pipelines.judgement.side import Answers, Side
+from pipelines.registry import Registry, register
+from pipelines.run import Run
+from pipelines.settings import Settings
+from pipelines.steps import EVALUATE, EXPORT, GATE, REGISTER
+from tests.pipelines import finished_run
+from tests.pipelines.judgement.sides import GOOD, POOR, answers, evaluation, outcomes, reasons, side
 
 RULES = Gate(
     requirements=(
@@ -18,87 +29,82 @@ RULES = Gate(
 )
 
 
-def report(test: str = "t", prompt: str = "p") -> EvalReport:
-    return EvalReport(engine="e", test_digest=test, prompt_digest=prompt, evaluations=(), golden=Path("/g"))
-
-
-def answers(new: str, old: str = "1" * 200, finish_reason: str = "stop") -> dict[str, Answer]:
-    """Answers from strings of ones (right) and zeros (wrong)."""
-    return {
-        f"{name}-{number}": Answer(
-            item=f"{name}-{number}",
-            slice=name,
-            expected="yes",
-            text="yes" if mark == "1" else "no",
-            finish_reason=finish_reason,
-            seconds=0.1,
-        )
-        for name, marks in (("new", new), ("old", old))
-        for number, mark in enumerate(marks)
-    }
-
-
-def judge(candidate: Answers | None, reference: Answers | None, **reports: EvalReport) -> GateDecision:
-    merged = reports.pop("merged", None)
-    assert merged is None
-    return decide(
-        RULES, reports.get("mine", report()), reports.get("theirs", report()), "champion v1", candidate, reference, None
-    )
-
-
-def reasons(decision: GateDecision) -> str:
-    return "\n".join(f"{finding.name} {finding.outcome} {finding.reason}" for finding in decision.findings)
-
-
-GOOD = "1" * 580 + "0" * 20
-POOR = "1" * 300 + "0" * 300
+def against(candidate: Answers, reference: Answers, rules: Gate = RULES) -> GateDecision:
+    return decide(rules, side(candidate), side(reference, "champion v1"), None, "champion v1")
 
 
 def test_a_better_candidate_passes_with_its_figures() -> None:
-    decision = judge(answers(GOOD), answers(POOR))
+    decision = against(answers(GOOD), answers(POOR))
     assert decision.proceed
+    assert decision.reference == "champion v1"
     assert "580 of 600 right (96.7%), +46.7 points against champion v1" in reasons(decision)
 
 
 def test_an_equal_candidate_passes() -> None:
-    assert judge(answers(GOOD), answers(GOOD)).outcome == "pass"
+    assert against(answers(GOOD), answers(GOOD)).outcome == "pass"
 
 
 def test_a_worse_candidate_fails() -> None:
-    decision = judge(answers("1" * 520 + "0" * 80), answers(GOOD))
+    decision = against(answers("1" * 520 + "0" * 80), answers(GOOD))
     assert decision.outcome == "fail"
     assert "surely a loss beyond 2 points" in reasons(decision)
 
 
 def test_forgetting_another_slice_fails_although_the_new_one_is_better() -> None:
-    decision = judge(answers(GOOD, old="0" * 200), answers(POOR, old="1" * 200))
+    decision = against(answers(GOOD, old="0" * 200), answers(POOR, old="1" * 200))
     assert decision.outcome == "fail"
-    assert {finding.name: finding.outcome for finding in decision.findings} == {"new": "pass", "old": "fail"}
+    assert outcomes(decision) == {"new": "pass", "old": "fail", "empty": "pass", "cut": "pass"}
 
 
-def test_too_few_items_are_inconclusive_and_say_how_many_would_do() -> None:
-    decision = judge(answers("1" * 28 + "00"), answers("1" * 29 + "0"))
-    assert decision.outcome == "inconclusive"
-    assert not decision.proceed
-    assert "items would decide" in reasons(decision)
+def test_equal_in_the_mean_but_broken_in_one_class_is_refused_for_that_class() -> None:
+    decision = against(answers("1" * 600, old="0" * 60 + "1" * 140), answers("1" * 540 + "0" * 60, old="1" * 200))
+    assert decision.outcome == "fail"
+    assert outcomes(decision)["old"] == "fail"
 
 
 def test_a_score_below_the_minimum_fails_even_if_the_reference_was_worse() -> None:
-    decision = judge(answers("1" * 470 + "0" * 130), answers(POOR))
+    decision = against(answers("1" * 470 + "0" * 130), answers(POOR))
     assert "below the minimum 80.0%" in reasons(decision)
     assert decision.outcome == "fail"
 
 
+def test_a_ruined_model_is_caught_by_its_silence() -> None:
+    silent = {
+        item: answer if int(item.split("-")[1]) > 9 else answer.model_copy(update={"text": " \n"})
+        for item, answer in answers(GOOD).items()
+    }
+    decision = against(silent, silent)
+    assert outcomes(decision) == {"new": "pass", "old": "pass", "empty": "fail", "cut": "pass"}
+    assert "20 of 800 answers are empty (2.5%); gate.max_empty allows 1.0%" in reasons(decision)
+
+
 def test_the_cost_of_quantization_has_its_own_limit() -> None:
-    merged, candidate = answers(GOOD), answers("1" * 540 + "0" * 60)
-    decision = decide(RULES, report(), report(), "base", candidate, answers(POOR), merged)
-    assert {finding.name: finding.outcome for finding in decision.findings}["quantization"] == "fail"
+    merged = side(answers(GOOD), "merged bf16")
+    decision = decide(RULES, side(answers("1" * 540 + "0" * 60)), side(answers(POOR), "base"), merged, "base")
+    assert outcomes(decision)["quantization"] == "fail"
+
+
+def test_quantization_is_compared_on_the_same_items() -> None:
+    merged = answers(GOOD)
+    del merged["old-3"]
+    decision = decide(RULES, side(answers(GOOD)), side(answers(POOR), "base"), side(merged, "merged bf16"), "base")
+    assert decision.outcome == "fail"
+    assert "merged bf16 model answered other items" in reasons(decision)
+
+
+def test_a_slower_candidate_is_refused_where_the_config_asks() -> None:
+    slow, champion = evaluation(latency_p99_ms=150), side(answers(GOOD), "champion v1")
+    rules = RULES.model_copy(update={"max_latency_ratio": 1.2})
+    decision = decide(rules, side(answers(GOOD), measured=slow), champion, None, "champion v1")
+    assert [name for name, outcome in outcomes(decision).items() if outcome == "fail"] == ["latency"]
+    assert decision.outcome == "fail"
 
 
 @pytest.mark.parametrize("missing", ["candidate", "reference"])
 def test_an_unmeasured_model_is_an_objection(missing: str) -> None:
-    both = {"candidate": answers(GOOD), "reference": answers(GOOD)} | {missing: None}
-    decision = judge(both["candidate"], both["reference"])
+    both: dict[str, Side | None] = {"candidate": side(answers(GOOD)), "reference": side(answers(GOOD))}
+    both[missing] = None
+    decision = decide(RULES, both["candidate"], both["reference"], None, "base")
     assert decision.outcome == "fail"
     assert f"the {missing} was not measured" in reasons(decision)
 
@@ -106,41 +112,129 @@ def test_an_unmeasured_model_is_an_objection(missing: str) -> None:
 def test_a_missing_answer_is_an_objection() -> None:
     candidate = answers(GOOD)
     del candidate["new-0"]
-    assert "1 items were answered by only one" in reasons(judge(candidate, answers(GOOD)))
+    decision = against(candidate, answers(GOOD))
+    assert decision.outcome == "fail"
+    assert "1 items were answered by only one of the two, such as new-0" in reasons(decision)
 
 
 def test_a_missing_slice_is_an_objection() -> None:
-    decision = judge(answers(GOOD, old=""), answers(GOOD, old=""))
+    decision = against(answers(GOOD, old=""), answers(GOOD, old=""))
     assert decision.outcome == "fail"
     assert "slice old was not measured" in reasons(decision)
 
 
 def test_a_slice_without_a_requirement_is_an_objection() -> None:
     rules = Gate(requirements=(Requirement(slice="new", margin=0.02),))
-    decision = decide(rules, report(), report(), "base", answers(GOOD), answers(GOOD), None)
+    decision = against(answers(GOOD), answers(GOOD), rules)
     assert "slice old has no requirement" in reasons(decision)
     assert decision.outcome == "fail"
 
 
-def test_an_unfinished_answer_is_an_objection() -> None:
-    decision = judge(answers(GOOD, finish_reason="abort"), answers(GOOD))
+@pytest.mark.parametrize("whose", ["candidate", "champion v1"])
+def test_an_unfinished_answer_is_an_objection(whose: str) -> None:
+    aborted, whole = answers(GOOD, finish_reason="abort"), answers(GOOD)
+    decision = against(*((aborted, whole) if whose == "candidate" else (whole, aborted)))
     assert decision.outcome == "fail"
-    assert "800 answers did not finish" in reasons(decision)
+    assert f"800 answers of the {whose} did not finish, such as new-0" in reasons(decision)
 
 
 @pytest.mark.parametrize(
-    ("other", "why"),
-    [(report(test="x"), "other questions"), (report(prompt="x"), "another prompt")],
+    ("changed", "why"),
+    [
+        (
+            {"test_digest": "x" * 64},
+            "champion v1 answered other questions (test split xxxxxxxxxxxx, here tttttttttttt)",
+        ),
+        ({"prompt_digest": "x" * 64}, "champion v1 was asked with another prompt or other pixel limits (xxxxxxxxxxxx"),
+    ],
 )
-def test_reports_of_other_questions_are_not_compared(other: EvalReport, why: str) -> None:
-    decision = judge(answers(GOOD), answers(GOOD), theirs=other)
+def test_reports_of_other_questions_are_not_compared(changed: dict[str, object], why: str) -> None:
+    champion = side(answers(GOOD), "champion v1", **changed)
+    decision = decide(RULES, side(answers(GOOD)), champion, None, "champion v1")
     assert decision.outcome == "fail"
     assert why in reasons(decision)
 
 
-def test_quantization_is_compared_on_the_same_items() -> None:
-    merged = answers(GOOD)
-    del merged["old-3"]
-    decision = decide(RULES, report(), report(), "base", answers(GOOD), answers(POOR), merged)
+@pytest.mark.parametrize("field", ["latency_p99_ms", "peak_gib", "requests_per_minute"])
+def test_a_figure_that_is_no_number_is_an_objection(field: str) -> None:
+    measured = evaluation(**{field: math.nan})
+    decision = decide(RULES, side(answers(GOOD), measured=measured), side(answers(GOOD), "base"), None, "base")
     assert decision.outcome == "fail"
-    assert "merged bf16 model answered other items" in reasons(decision)
+    assert f"{field} of the candidate is nan" in reasons(decision)
+
+
+def test_every_objection_is_reported_at_once() -> None:
+    champion = side(answers(GOOD, finish_reason="error"), "champion v1", test_digest="x" * 64)
+    decision = decide(RULES, side(answers(GOOD, old="")), champion, None, "champion v1")
+    assert len(decision.findings) == 4
+
+
+@pytest.fixture
+def model() -> str:
+    return f"m-{uuid.uuid4().hex[:8]}"
+
+
+def judged(run: Run) -> GateDecision:
+    run.folder(GATE).mkdir(exist_ok=True)
+    decision = gate(run.config, run.folder(GATE), run.read(EVALUATE))
+    run.write(GATE, decision, seconds=1, peak_gib=1)
+    return decision
+
+
+def put_into_service(run: Run, settings: Settings) -> int:
+    run.folder(REGISTER).mkdir(exist_ok=True)
+    version = register(run.config, run.folder(REGISTER), run.read(EXPORT), run.read(EVALUATE), run.read(GATE)).version
+    Registry(settings, run.config.registry.model).confirm(version)
+    return version
+
+
+def test_without_a_champion_the_base_is_the_reference_and_then_the_champion_is(tracked: Settings, model: str) -> None:
+    first = finished_run.evaluated_run(tracked, "first", model)
+    decision = judged(first)
+    assert (decision.outcome, decision.reference) == ("pass", "base")
+    version = put_into_service(first, tracked)
+    second = judged(finished_run.evaluated_run(tracked, "second", model, wrong=60))
+    assert (second.outcome, second.reference) == ("fail", f"champion v{version}")
+    [noted] = (tracked.home / "sealed").glob("*.jsonl")
+    assert [json.loads(line)["outcome"] for line in noted.read_text().splitlines()] == ["pass", "fail"]
+
+
+def test_a_champions_report_of_other_items_is_refused_with_the_reason(tracked: Settings, model: str) -> None:
+    first = finished_run.evaluated_run(tracked, "first", model)
+    judged(first)
+    put_into_service(first, tracked)
+    other = finished_run.evaluated_run(tracked, "other", model)
+    report = other.read(EVALUATE).model_copy(update={"test_digest": "u" * 64})
+    decision = gate(other.config, other.folder(EVALUATE), report)
+    assert decision.outcome == "fail"
+    assert "champion v1 answered other questions" in reasons(decision)
+
+
+def test_a_candidate_beyond_the_quota_is_not_looked_at(settings: Settings) -> None:
+    run = finished_run.evaluated_run(settings, "one", "unused")
+    report, rules = run.read(EVALUATE), run.config.gate.model_copy(update={"attempts": 1})
+
+    def look(digest: str) -> GateDecision:
+        named = tuple(e.model_copy(update={"model_digest": digest}) for e in report.evaluations)
+        other = report.model_copy(update={"evaluations": named})
+        base = side(read(report.evaluations[0].answers), "base", report.evaluations[0], test_digest="t" * 64)
+        return judge(rules, other, base, "base", run="one", sealed=settings.sealed)
+
+    assert look("a" * 64).outcome == "pass"
+    assert look("a" * 64).outcome == "pass"
+    with pytest.raises(BadInput, match=r"1 candidates were judged .* gate\.attempts is 1 .* new test items, or raise"):
+        look("b" * 64)
+    assert len((settings.sealed / f"{'t' * 64}.jsonl").read_text().splitlines()) == 2
+
+
+def read(path: Path) -> Answers:
+    from pipelines.answers import read_answers
+
+    return read_answers(path)
+
+
+def test_what_was_not_measured_uses_up_nothing(settings: Settings) -> None:
+    run = finished_run.evaluated_run(settings, "one", "unused")
+    decision = judge(run.config.gate, run.read(EVALUATE), None, "base", run="one", sealed=settings.sealed)
+    assert decision.outcome == "fail"
+    assert not settings.sealed.exists()

@@ -14,6 +14,7 @@ from pipelines.config_file import load_config
 from pipelines.errors import BadInput, RunConflict
 from pipelines.run import Run, run_name, runs_below
 from pipelines.settings import ROOT
+from pipelines.status import show_runs
 from pipelines.steps import DOWNLOAD, PREPARE
 
 
@@ -92,6 +93,29 @@ def test_a_half_written_result_is_no_result(run: Run) -> None:
     folder.mkdir()
     (folder / ".output.json.partial").write_text('{"inputs": "')
     assert not run.finished(DOWNLOAD)
+
+
+def test_a_result_of_another_version_is_made_again(run: Run) -> None:
+    finish(run)
+    output = run.folder(DOWNLOAD) / "output.json"
+    output.write_text(output.read_text().replace('"revision"', '"commit"'))
+    assert not run.finished(DOWNLOAD)
+    with pytest.raises(BadInput, match=r"output\.json is of another version of vlmops; run download again"):
+        run.read(DOWNLOAD)
+
+
+def test_a_config_of_another_version_is_named_and_hides_no_other_run(
+    run: Run, smoke: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Run.create(run.root.with_name("newer"), smoke)
+    file = run.root / "config.json"
+    file.write_text(file.read_text().replace('"max_new_tokens"', '"longest"'))
+    with pytest.raises(BadInput, match=r"of another version of vlmops \(evaluate\.longest: Extra"):
+        _ = Run.open(run.root).config
+    show_runs(run.root.parent)
+    shown = capsys.readouterr().out
+    assert "of another version of vlmops" in shown
+    assert "newer" in shown
 
 
 def test_a_step_runs_once_at_a_time(run: Run) -> None:

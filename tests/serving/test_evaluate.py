@@ -111,6 +111,8 @@ def test_report(evaluate: Evaluate, no_process_left: None) -> None:
     assert candidate.scores["s0"].correct == 0
     assert candidate.scores["s1"].low < 1 == candidate.scores["s1"].high
     assert list(read_answers(candidate.answers)) == [f"q{number}" for number in range(6)]
+    assert len({answer.cluster for answer in read_answers(candidate.answers).values()} - {None}) == 1  # one picture
+    assert report.concurrency == 3
     assert candidate.peak_gib > 0
     assert 0 < candidate.latency_p50_ms <= candidate.latency_p99_ms
 

@@ -30,8 +30,9 @@ from training.weights.checkpoint import open_checkpoint
 from training.weights.making import make
 from training.weights.stream import Pass
 
-LIMITS: dict[Name, float] = {"int8_w8a8": 0.01, "int4_w4a16": 0.3}
-"""Mean KL divergence from the merged model, nats. The base without the adapter is several nats away."""
+LIMITS: dict[Name, float] = {"int8_w8a8": 0.02, "int4_w4a16": 0.25}
+"""KL divergence from the merged model, as a share of that of the base without the adapter. Random weights suffer from
+four bits more than trained ones do."""
 
 PROMPTS = [[(7 * i + 11 * j) % 90 + 10 for j in range(24)] for i in range(12)]
 Tops = list[dict[int, float]]
@@ -55,13 +56,16 @@ def test_every_scheme_is_served_as_the_merged_model(
     far = _kl(wanted, served.pop("base"))
     assert far > 1
     for name, limit in LIMITS.items():
-        assert _kl(wanted, served[name]) < limit, (name, far)
+        assert _kl(wanted, served[name]) < limit * far, (name, far)
 
 
 def _base(kind: Literal["dense", "moe"], folder: Path) -> Path:
     processor = build_processor()
     torch.manual_seed(0)
-    build_model(kind, processor).to(torch.bfloat16).save_pretrained(folder)
+    model = build_model(kind, processor)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # so that predictions are not alike whatever the weights
+    model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -70,7 +74,7 @@ def _adapter(base: Path, folder: Path) -> Path:
     adapted = attach_lora(load_quantized(base, torch.float32, "cpu"), "attention+experts", 8, 16, seed=0)
     with torch.no_grad():
         for module in adapted.values():
-            module.b.normal_(std=0.3)
+            module.b.normal_(std=0.05)
     save_adapter(adapted, LoraShape("attention+experts", 8, 16), "0" * 64, folder)
     return folder
 

@@ -45,6 +45,22 @@ def test_images_are_sent_as_data(dataset: Path) -> None:
     assert text == {"type": "text", "text": "Which?"}
 
 
+def test_questions_about_the_same_pixels_are_of_one_cluster(dataset: Path) -> None:
+    def showing(*images: str) -> dict[str, object]:
+        shown = [{"type": "image", "image": f"images/{image}.png"} for image in images]
+        asked = {"role": "user", "content": [*shown, {"type": "text", "text": "Which?"}]}
+        return ROW | {"messages": [asked, ROW["messages"][-1]]}  # type: ignore[index]
+
+    (dataset / "images" / "copy.png").write_bytes(b"png")
+    (dataset / "images" / "y.png").write_bytes(b"other")
+    rows = [showing("x"), showing("copy"), showing("y"), showing("x", "y"), showing()]
+    (dataset / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    same, copy, other, both, none = [question.cluster for question in read_questions(dataset)]
+    assert same == copy
+    assert len({same, other, both}) == 3
+    assert none is None
+
+
 def test_no_question_is_an_error(dataset: Path) -> None:
     (dataset / "test.jsonl").write_text("")
     with pytest.raises(BadInput, match=r"data\.test_share"):

@@ -16,12 +16,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
 from pipelines.errors import ExportRejected, MachineUnfit
+from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.system.manifest import ManifestMismatch, read_manifest, verify_manifest
 from tests.training.parts import Configure, adapted_model, run_until_killed, store_adapter
+from training.adapter import LoraShape, save_adapter
 from training.export import export
 from training.int8 import is_quantized, scale_name
+from training.model import attach_lora, load_quantized
+from training.provenance import open_update
 from training.weights import stream
+from training.weights.checkpoint import open_checkpoint
+from training.weights.making import make
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +78,27 @@ def test_the_merge_is_pefts_bit_for_bit_and_int8_is_its_rounding(
         assert int((int8[name].double() - reference).abs().max()) <= 1
         assert (int8[name].double() != reference).double().mean() < 0.001
     assert all(torch.equal(int8[name], merged[name]) for name in merged if name not in quantized)
+
+
+def test_an_adapter_of_attention_alone_is_merged_bit_for_bit(
+    any_base: BaseSnapshot, configure: Configure, data: Dataset, tmp_path: Path
+) -> None:
+    model = load_quantized(any_base.path, torch.float32, "cpu")
+    adapted = attach_lora(model, "attention", 4, 8.0, seed=1)
+    with torch.no_grad():
+        for module in adapted.values():
+            module.b.normal_(std=0.02)
+    digest = save_adapter(adapted, LoraShape("attention", 4, 8.0), any_base.digest, tmp_path / "adapter")
+    checkpoint = open_checkpoint(any_base.path, any_base.digest)
+    update = open_update(tmp_path / "adapter", digest, checkpoint)
+    make(stream.Pass(checkpoint, update, {"merged": SCHEMES["bf16"]}, 1e9), tmp_path, None, {}).seal()
+    merged, wanted = _tensors(tmp_path / "merged"), _peft_merge(any_base.path, tmp_path / "adapter")
+    assert merged.keys() == wanted.keys()
+    assert not [name for name in wanted if not torch.equal(merged[name], wanted[name])]
+    published = unfused(AutoModelForImageTextToText.from_pretrained(any_base.path, dtype=torch.bfloat16))
+    changed = {name for name in published if not torch.equal(merged[name], published[name])}
+    assert changed
+    assert all("self_attn" in name for name in changed)
 
 
 def test_the_figures_and_digests_are_told(
@@ -204,7 +231,7 @@ def test_a_killed_step_leaves_nothing_that_looks_whole_and_goes_on_where_it_was(
     folder = tmp_path / "killed"
     run_until_killed(where, at, "export", config, folder, moe_base, data, adapter)
     assert not (folder / "merged").exists()
-    finished = _inodes(folder)
+    finished = _times(folder)
     again = export(config, folder, moe_base, data, adapter)
     assert (again.digest, again.merged_digest) == (whole.digest, whole.merged_digest)
     assert (again.relative_error, again.delta_norm) == (whole.relative_error, whole.delta_norm)
@@ -212,13 +239,13 @@ def test_a_killed_step_leaves_nothing_that_looks_whole_and_goes_on_where_it_was(
     if where.startswith("training.weights.writer"):
         assert (len(finished) > 0) == (at > 100)
     if "manifest" not in where:
-        assert finished.items() <= _inodes(folder).items()
+        assert finished.items() <= _times(folder).items()
 
 
-def _inodes(folder: Path) -> dict[tuple[str, str], int]:
-    """Of every file of weights that has its name, in a finished model or an unfinished one."""
+def _times(folder: Path) -> dict[tuple[str, str], int]:
+    """Of every file of weights that has its name, in a finished model or an unfinished one. Inodes are used again."""
     return {
-        (path.parent.name.strip(".").removesuffix(".partial"), path.name): path.stat().st_ino
+        (path.parent.name.strip(".").removesuffix(".partial"), path.name): path.stat().st_mtime_ns
         for path in folder.glob("*/model-*.safetensors")
     }
 
@@ -248,12 +275,14 @@ def test_a_line_of_the_journal_that_is_cut_costs_that_file_alone(
 ) -> None:
     config = configure("export.max_shard_gb=0.0005")
     adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
-    run_until_killed("training.parity.measure.measure_parity", 1, "export", config, tmp_path / "x", moe_base, data, adapter)
+    run_until_killed(
+        "training.parity.measure.measure_parity", 1, "export", config, tmp_path / "x", moe_base, data, adapter
+    )
     [journal] = (tmp_path / "x").glob(".*.jsonl")
     journal.write_text(journal.read_text()[:-20])
-    before = _inodes(tmp_path / "x")
+    before = _times(tmp_path / "x")
     export(config, tmp_path / "x", moe_base, data, adapter)
-    assert sum(before[key] != inode for key, inode in _inodes(tmp_path / "x").items()) == 2  # model and merged
+    assert sum(before[key] != time for key, time in _times(tmp_path / "x").items()) == 2  # model and merged
 
 
 FULL = """

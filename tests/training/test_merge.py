@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from pipelines.artifacts import BaseSnapshot
 from pipelines.errors import ExportRejected
 from tests.training.parts import adapted_model, store_adapter
 from training.experts import ExpertLora
-from training.merge import ExpertShape, LoraReader, add_update
+from training.merge import UNDERSTOOD, ExpertShape, LoraReader, add_update
 from training.model import Adapted
 from training.weights.layout import expert_shape
 
@@ -100,6 +101,14 @@ SPOILS: dict[str, tuple[Callable[[Tensors], object], str]] = {
         "q_proj.lora_A.weight is .3, .* not rank 4",
     ),
     "empty": (lambda t: t.clear(), "holds no update"),
+    "several dimensions": (
+        lambda t: t.update({_first(t, "q_proj.lora_A"): torch.ones(4, 2, 2, 2)}),
+        r"q_proj.lora_A.weight is .4, 2, 2, 2., and only matrices",
+    ),
+    "twice": (
+        lambda t: t.update({n.replace("base_layer.", ""): t[n].clone() for n in t if "experts.base_layer" in n}),
+        "is a second update of .*gate_up_proj",
+    ),
     "no stack": (lambda t: t.update({_first(t, "experts.lora_A"): torch.ones(24, 7)}), "fits no stack"),
 }
 
@@ -115,14 +124,43 @@ def test_a_broken_adapter_is_refused_by_name(
         LoraReader(folder, shape)
 
 
-@pytest.mark.parametrize(
-    "option", [{"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"bias": "all"}]
-)
+FLAVOURS: list[dict[str, object]] = [
+    *({"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"bias": "all"}),
+    *({"lora_bias": True}, {"modules_to_save": ["lm_head"]}, {"layer_replication": [[0, 2]]}, {"use_qalora": True}),
+    *({"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "loftq"}, {"peft_type": "ADALORA"}),
+    *({"alora_invocation_tokens": [1]}, {"trainable_token_indices": [3]}, {"fan_in_fan_out": True}),
+    {"an_option_of_next_year": 1},
+]
+
+
+@pytest.mark.parametrize("option", FLAVOURS, ids=lambda option: next(iter(option)))
 def test_flavours_that_merge_otherwise_are_refused(option: dict[str, object], folder: Path, shape: ExpertShape) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | option))
     with pytest.raises(ExportRejected, match=next(iter(option))):
         LoraReader(folder, shape)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"r": "many", "lora_alpha": 8}', '{"r": 4}'])
+def test_a_config_that_is_none_of_lora_is_refused(text: str, folder: Path, shape: ExpertShape) -> None:
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(ExportRejected, match="no config of a LoRA adapter"):
+        LoraReader(folder, shape)
+
+
+def test_an_adapter_that_is_cut_short_is_refused(folder: Path, shape: ExpertShape) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ExportRejected, match="cut short"):
+        LoraReader(folder, shape)
+
+
+def test_every_option_that_stock_peft_writes_is_understood(folder: Path) -> None:
+    """What a plain adapter does not use, it writes as nothing."""
+    LoraConfig(r=4, target_modules=["q_proj"], use_rslora=True).save_pretrained(str(folder))
+    options = json.loads((folder / "adapter_config.json").read_text())
+    assert {option for option, value in options.items() if value} <= UNDERSTOOD
+    assert UNDERSTOOD - options.keys() <= {"runtime_config"}
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

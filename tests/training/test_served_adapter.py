@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from pipelines.artifacts import Adapter, BaseSnapshot
-from pipelines.errors import ExportRejected
+from pipelines.errors import ExportRejected, MachineUnfit
 from pipelines.system.manifest import read_manifest, verify_manifest
 from tests.training.parts import adapted_model, store_adapter
 from training.merge import LoraReader
@@ -80,6 +82,26 @@ def test_room_for_the_rank_is_asked_for(rank: int) -> None:
     assert room >= rank
     assert room in MAX_RANKS
     assert "--enable-tower-connector-lora" in served.flags
+
+
+def test_a_rank_that_vllm_has_no_kernel_for_is_refused(dense_base: BaseSnapshot, tmp_path: Path) -> None:
+    rank = MAX_RANKS[-1] + 1
+    adapter = store_adapter(adapted_model(dense_base, rank)[1], dense_base, tmp_path / "adapter", rank)
+    with pytest.raises(ExportRejected, match=r"rank 513, and vLLM serves up to 512; leave out --adapter-only"):
+        exported(dense_base, adapter.path, tmp_path / "tuned")
+
+
+def test_a_disk_that_fills_up_is_named(
+    dense_base: BaseSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    adapter = store_adapter(adapted_model(dense_base)[1], dense_base, tmp_path / "adapter")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(MachineUnfit, match="tuned: the disk is full"):
+        exported(dense_base, adapter.path, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_half_of_the_experts_is_refused(moe_base: BaseSnapshot, tmp_path: Path) -> None:

@@ -9,20 +9,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines.artifact import Artifact
 from pipelines.artifacts import Adapter, BaseSnapshot, Dataset
 from pipelines.errors import BAD_INPUT, DONE, FAILED
 from pipelines.run import Run
 from pipelines.settings import ROOT
-from pipelines.steps import DOWNLOAD, FINETUNE, PREPARE
+from pipelines.steps import DOWNLOAD, FINETUNE, PREPARE, Step
 from pipelines.system.manifest import NAME, read_manifest, verify_manifest
 from tests.training.parts import Configure, adapted_model, store_adapter
 from training.standalone import main
-from training.weights import shards
+from training.weights import making, shards
 
 Refused = Callable[..., str]
 
@@ -34,6 +36,16 @@ def export(*arguments: object) -> int:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def recorded(run: Run, base: BaseSnapshot, data: Dataset, adapter: Adapter) -> Run:
+    """A run whose steps before the export have finished."""
+    steps: list[tuple[Step[Any], Artifact]] = [(DOWNLOAD, base), (PREPARE, data), (FINETUNE, adapter)]
+    for step, artifact in steps:
+        run.folder(step).mkdir()
+        record = {"inputs": "", "artifact": artifact.model_dump(mode="json"), "seconds": 1, "peak_gib": 1}
+        (run.folder(step) / "output.json").write_text(json.dumps(record))
+    return run
 
 
 @pytest.fixture
@@ -87,11 +99,8 @@ def test_a_run_brings_base_adapter_data_and_settings(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Run.create(tmp_path / "run", configure("images.max_pixels=16384", "export.parity.prompts=2"))
-    for step, artifact in ((DOWNLOAD, any_base), (PREPARE, data), (FINETUNE, adapter)):
-        run.folder(step).mkdir()
-        record = {"inputs": "", "artifact": artifact.model_dump(mode="json"), "seconds": 1, "peak_gib": 1}
-        (run.folder(step) / "output.json").write_text(json.dumps(record))
+    config = configure("images.max_pixels=16384", "export.parity.prompts=2")
+    run = recorded(Run.create(tmp_path / "run", config), any_base, data, adapter)
     assert main([str(run.root), "--scheme=bf16"]) == DONE
     merged = run.root / "exports" / "bf16"
     assert read_manifest(merged)["made_from"] == {"base": any_base.digest, "adapter": adapter.digest}
@@ -137,6 +146,23 @@ def test_layouts_of_any_origin_export_the_same(moe_base: BaseSnapshot, tmp_path:
         assert all(torch.equal(other[name], results[0][name]) for name in other)
 
 
+def test_an_adapter_merged_into_an_export_of_ours_is_that_merged_into_the_base(
+    moe_base: BaseSnapshot, tmp_path: Path
+) -> None:
+    """And rounding the merge is to merge and round."""
+    adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter").path
+    (adapter / NAME).unlink()
+    single, merged = tmp_path / "single", tmp_path / "merged"
+    assert export(moe_base.path, "--scheme=bf16", f"--out={single}") == DONE
+    assert export(single, f"--adapter={adapter}", "--scheme=bf16", f"--out={merged}") == DONE
+    results = []
+    for base, with_adapter in ((moe_base.path, True), (single, True), (merged, False)):
+        out = tmp_path / f"out-{base.name}"
+        assert export(base, *([f"--adapter={adapter}"] if with_adapter else []), f"--out={out}") == DONE
+        results.append({file.name: file.read_bytes() for file in out.glob("*.safetensors")})
+    assert results[0] == results[1] == results[2]
+
+
 def test_what_can_run_code_is_refused(base: Path, refused: Refused) -> None:
     (base / "pytorch_model.bin").write_bytes(b"x")
     assert "pickled files can run code" in refused(base)
@@ -144,6 +170,18 @@ def test_what_can_run_code_is_refused(base: Path, refused: Refused) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
     assert "auto_map" in refused(base)
+
+
+@pytest.mark.parametrize(("text", "why"), [("[]", "holds list, not an object"), ("{", "not JSON")])
+def test_a_config_that_is_none_is_refused(text: str, why: str, base: Path, refused: Refused) -> None:
+    (base / "config.json").write_text(text)
+    assert why in refused(base)
+
+
+def test_weights_that_are_quantised_already_are_refused(base: Path, refused: Refused) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    assert "is quantised already" in refused(base, code=FAILED)
 
 
 def test_what_leads_out_of_the_folder_is_refused(base: Path, tmp_path: Path, refused: Refused) -> None:
@@ -185,6 +223,30 @@ def test_an_adapter_for_what_the_base_lacks_is_refused(
     assert "which the base does not have" in refused(moe_base.path, f"--adapter={adapter.path}", code=FAILED)
 
 
+def test_an_adapter_of_a_base_of_other_widths_is_refused(base: Path, adapter: Adapter, refused: Refused) -> None:
+    """Before a thread meets it in the middle of the pass."""
+    (adapter.path / NAME).unlink()
+    file = adapter.path / "adapter_model.safetensors"
+    stored = load_file(file)
+    name = next(name for name in stored if "q_proj.lora_A" in name)
+    save_file({**stored, name: torch.ones(4, 96)}, file)
+    assert "q_proj.weight is [128, 96], and the base has" in refused(base, f"--adapter={adapter.path}", code=FAILED)
+
+
+def test_an_update_of_a_tied_head_is_refused(base: Path, adapter: Adapter, refused: Refused) -> None:
+    """Engines take the embeddings for the head, and would serve the model without it."""
+    (adapter.path / NAME).unlink()
+    file = adapter.path / "adapter_model.safetensors"
+    shape = tensors(base)["lm_head.weight"].shape
+    head = {"A": torch.randn(4, shape[1]), "B": 1e-3 * torch.randn(shape[0], 4)}
+    names = {f"base_model.model.lm_head.lora_{side}.weight": tensor for side, tensor in head.items()}
+    save_file({**load_file(file), **names}, file)
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = True
+    (base / "config.json").write_text(json.dumps(config))
+    assert "ties to its embeddings" in refused(base, f"--adapter={adapter.path}", code=FAILED)
+
+
 def test_an_adapter_that_records_no_base_is_let_pass_aloud(
     any_base: BaseSnapshot, adapter: Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,6 +261,7 @@ def test_where_an_export_goes_must_be_free_and_beside_what_is_read(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("irreplaceable")
+    shutil.copytree(any_base.path, tmp_path / ".half.partial")
     for arguments, why in (
         ((any_base.path,), "say by --out"),
         ((any_base.path, f"--out={tmp_path / 'mine'}"), "is not empty"),
@@ -206,11 +269,54 @@ def test_where_an_export_goes_must_be_free_and_beside_what_is_read(
         ((tmp_path / "nowhere", f"--out={tmp_path / 'out'}"), "no such folder"),
         ((any_base.path, "--adapter-only", f"--out={tmp_path / 'out'}"), "name it by --adapter"),
         ((any_base.path, "--scheme=gptq_int8", f"--out={tmp_path / 'out'}"), "calibrated on training rows"),
+        ((tmp_path / ".half.partial", f"--out={tmp_path / 'half'}"), "which is only read"),
         ((any_base.path, "--prompts=-1", f"--out={tmp_path / 'out'}"), "a number from 0 on"),
     ):
         assert main([*map(str, arguments)]) == BAD_INPUT
         assert why in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "irreplaceable"
+    assert (tmp_path / ".half.partial" / "config.json").is_file()
+
+
+def test_one_process_at_a_time_exports_to_a_folder(
+    any_base: BaseSnapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second would remove what the first is writing."""
+    out, codes = tmp_path / "out", []
+    prove = making.prove
+
+    def prove_beside(*arguments: Any) -> int:
+        codes.append(export(any_base.path, f"--out={out}"))
+        return prove(*arguments)
+
+    monkeypatch.setattr(making, "prove", prove_beside)
+    assert export(any_base.path, f"--out={out}") == DONE
+    assert codes == [BAD_INPUT]
+    assert "another process is exporting to" in capsys.readouterr().err
+    verify_manifest(out)
+    assert export(any_base.path, f"--out={out}") == BAD_INPUT
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_model_of_text_alone_is_exported_without_pictures(base: Path, tmp_path: Path, refused: Refused) -> None:
+    """And that is said first, not when all of it was written."""
+    config = json.loads((base / "config.json").read_text())
+    del config["vision_config"]
+    (base / "config.json").write_text(json.dumps(config))
+    assert "--prompts 0 exports it unproven" in refused(base)
+
+
+def test_a_run_is_not_exported_into_what_it_reads(
+    any_base: BaseSnapshot,
+    data: Dataset,
+    adapter: Adapter,
+    configure: Configure,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = recorded(Run.create(tmp_path / "run", configure()), any_base, data, adapter)
+    assert export(run.root, f"--out={adapter.path / 'int8'}") == BAD_INPUT
+    assert "which is only read" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

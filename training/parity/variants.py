@@ -54,6 +54,7 @@ class Original:
         Raises:
             ExportRejected: The experts lie in no layout that is known, or the adapter cannot be merged.
         """
+        self.base = base
         experts = expert_shape(json.loads((base / "config.json").read_text()))
         self.planned = {one.output.name: one for one in plan(read_headers(base), experts)}
         self.lora, self.device = LoraReader(adapter, experts) if adapter else None, device
@@ -70,7 +71,13 @@ class Original:
         return _sum(self.stored(name, span).float(), self.update(name))
 
     def _stored(self, name: str, span: Span | None = None) -> torch.Tensor:
-        """A base tensor as it is."""
+        """A base tensor as it is.
+
+        Raises:
+            ExportRejected: There is none.
+        """
+        if name not in self.planned:
+            raise ExportRejected(f"{self.base}: holds no {name}; download the model again")
         one = self.planned[name]
         if not one.from_stack:
             return rows_of(one.source, span).to(self.device)
@@ -83,8 +90,8 @@ class Original:
         return None if update is None else update.to(self.device).dense()
 
 
-class Unadapted:
-    """The base alone."""
+class _OfOriginal:
+    """What has the base's tensors, in another form."""
 
     rounded_inputs: Set[str] = frozenset()
 
@@ -96,23 +103,22 @@ class Unadapted:
         """See Variant."""
         return name in self.original
 
+
+class Unadapted(_OfOriginal):
+    """The base alone."""
+
     def tensor(self, name: str, span: Span | None = None) -> torch.Tensor:
         """See Variant."""
         return self.original.stored(name, span).float()
 
 
-class Trained:
+class Trained(_OfOriginal):
     """What was trained: attention, MLP and experts in NF4, the adapter beside them."""
-
-    rounded_inputs: Set[str] = frozenset()
 
     def __init__(self, original: Original) -> None:
         """Start from the base."""
-        self.original, self.packing = original, Packing(original.planned, original.stored)
-
-    def __contains__(self, name: str) -> bool:
-        """See Variant."""
-        return name in self.original
+        super().__init__(original)
+        self.packing = Packing(original.planned, original.stored)
 
     def tensor(self, name: str, span: Span | None = None) -> torch.Tensor:
         """See Variant."""
@@ -121,18 +127,8 @@ class Trained:
         return _sum(self.packing.restored(name), self.original.update(name))
 
 
-class Merged:
+class Merged(_OfOriginal):
     """The adapter merged: the sum rounded to the base's own type."""
-
-    rounded_inputs: Set[str] = frozenset()
-
-    def __init__(self, original: Original) -> None:
-        """Start from the base."""
-        self.original = original
-
-    def __contains__(self, name: str) -> bool:
-        """See Variant."""
-        return name in self.original
 
     def tensor(self, name: str, span: Span | None = None) -> torch.Tensor:
         """See Variant."""

@@ -18,7 +18,7 @@ from pipelines.errors import ExportRejected
 from pipelines.schemes import Scheme
 from training.int8 import Rounded, highest, is_quantized, quantize, relative_error, scale_of
 from training.kernels import rounding
-from training.merge import Update, add_update
+from training.merge import LowRank, add_update
 from training.weights.pieces import Piece
 
 INFINITY_BITS = 0x7F80
@@ -47,25 +47,22 @@ class Arithmetic(Protocol):
     def buffer(self, piece: Piece) -> torch.Tensor:
         """Where the piece is to be read into; valid until this thread asks again."""
 
-    def compute(
-        self, piece: Piece, stored: torch.Tensor, update: Update | None, schemes: Mapping[str, Scheme]
-    ) -> dict[str, Computed]:
-        """The piece in each scheme.
+    def compute(self, piece: Piece, stored: torch.Tensor, update: LowRank | None) -> dict[str, Computed]:
+        """The piece in each scheme, by name of the model.
 
         Args:
             piece: What `stored` holds.
             stored: As stored, in the buffer; may be changed.
             update: Of all rows of the piece's parts.
-            schemes: By name of the model.
 
         Raises:
             ExportRejected: The merged weight holds NaN or infinity.
         """
 
 
-def arithmetic(device: str) -> Arithmetic:
-    """For a device, `cpu` or `cuda`."""
-    return OnProcessor() if device == "cpu" else OnDevice(device)
+def arithmetic(device: str, schemes: Mapping[str, Scheme]) -> Arithmetic:
+    """For a device, `cpu` or `cuda`, and for models by name."""
+    return OnProcessor(schemes) if device == "cpu" else OnDevice(schemes, device)
 
 
 def rounds(piece: Piece, scheme: Scheme) -> bool:
@@ -77,17 +74,15 @@ def rounds(piece: Piece, scheme: Scheme) -> bool:
 class OnDevice:
     """PyTorch on any device."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, schemes: Mapping[str, Scheme], device: str) -> None:
+        self._schemes, self._device = schemes, device
 
     def buffer(self, piece: Piece) -> torch.Tensor:
         """Pinned, so that the copy to the device needs no second one."""
         return torch.empty(piece.shape, dtype=piece.source.dtype, pin_memory=self._device != "cpu")
 
     @torch.no_grad()
-    def compute(
-        self, piece: Piece, stored: torch.Tensor, update: Update | None, schemes: Mapping[str, Scheme]
-    ) -> dict[str, Computed]:
+    def compute(self, piece: Piece, stored: torch.Tensor, update: LowRank | None) -> dict[str, Computed]:
         """See `Arithmetic`."""
         weight = stored.to(self._device, non_blocking=True)
         weight = weight.mT if piece.transposed else weight
@@ -95,7 +90,7 @@ class OnDevice:
             weight = add_update(weight, update.to(self._device).dense())
         if not torch.isfinite(weight).all():
             raise _not_finite(piece)
-        return {name: self._in_scheme(piece, weight, scheme) for name, scheme in schemes.items()}
+        return {name: self._in_scheme(piece, weight, scheme) for name, scheme in self._schemes.items()}
 
     def _in_scheme(self, piece: Piece, weight: torch.Tensor, scheme: Scheme) -> Computed:
         if not rounds(piece, scheme):
@@ -108,29 +103,31 @@ class OnDevice:
 class OnProcessor:
     """Compiled passes over bf16 bits; memory is kept by each thread and used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, schemes: Mapping[str, Scheme]) -> None:
+        self._schemes = schemes
         self._kept = threading.local()
-        self._plain = OnDevice("cpu")
+        self._plain = OnDevice(schemes, "cpu")
 
     def buffer(self, piece: Piece) -> torch.Tensor:
-        """The thread's own, unless it is handed on as it is."""
-        if piece.source.dtype != torch.bfloat16:
+        """The thread's own, unless what is read is handed on."""
+        if piece.source.dtype != torch.bfloat16 or self._handed_on(piece):
             return self._plain.buffer(piece)
         return self._scratch("stored", piece.shape, torch.bfloat16)
 
     @torch.no_grad()
-    def compute(
-        self, piece: Piece, stored: torch.Tensor, update: Update | None, schemes: Mapping[str, Scheme]
-    ) -> dict[str, Computed]:
+    def compute(self, piece: Piece, stored: torch.Tensor, update: LowRank | None) -> dict[str, Computed]:
         """See `Arithmetic`."""
         if stored.dtype != torch.bfloat16:
-            return self._plain.compute(piece, stored, update, schemes)
+            return self._plain.compute(piece, stored, update)
         if update is not None:
             self._add(stored, update, transposed=piece.transposed)
-        _require_finite(piece, stored)
-        return {name: self._in_scheme(piece, stored, scheme) for name, scheme in schemes.items()}
+        return {name: self._in_scheme(piece, stored, scheme) for name, scheme in self._schemes.items()}
 
-    def _add(self, stored: torch.Tensor, update: Update, *, transposed: bool) -> None:
+    def _handed_on(self, piece: Piece) -> bool:
+        """Whether every model gets it as it is stored."""
+        return not piece.transposed and not any(rounds(piece, scheme) for scheme in self._schemes.values())
+
+    def _add(self, stored: torch.Tensor, update: LowRank, *, transposed: bool) -> None:
         """Add the update in blocks of rows, each still in the cache when it is added."""
         left, right = (update.a, update.b) if transposed else (update.b, update.a)
         each = max(1, BLOCK_ELEMENTS // stored.shape[1])
@@ -142,22 +139,25 @@ class OnProcessor:
 
     def _in_scheme(self, piece: Piece, stored: torch.Tensor, scheme: Scheme) -> Computed:
         if not rounds(piece, scheme):
-            return Computed(_copied(stored.T if piece.transposed else stored), None)
-        return self._round_turned(stored, scheme) if piece.transposed else self._round(stored, scheme)
+            _require_finite(piece, stored)
+            return Computed(
+                stored if self._handed_on(piece) else _copied(stored.T if piece.transposed else stored), None
+            )
+        return self._round_turned(piece, stored, scheme) if piece.transposed else self._round(piece, stored, scheme)
 
-    def _round(self, weight: torch.Tensor, scheme: Scheme) -> Computed:
+    def _round(self, piece: Piece, weight: torch.Tensor, scheme: Scheme) -> Computed:
         """[out, in] as it is; groups of inputs are rows of their own."""
         out, width = weight.shape
         grouped = weight.view(-1, scheme.group or width)
         peaks = np.empty(len(grouped), np.uint16)
         rounding.row_peaks(bits(grouped), peaks)
-        scale = _scales(peaks, scheme)
+        scale = _scales(piece, peaks, scheme)
         steps = torch.empty(grouped.shape, dtype=torch.int8)
         error = _Error(len(grouped))
         rounding.round_rows(bits(grouped), scale.float().numpy(), _top(scheme), steps.numpy(), error.off, error.whole)
         return Computed(Rounded(steps.view(out, width), scale.view(out, -1)), error.relative())
 
-    def _round_turned(self, stored: torch.Tensor, scheme: Scheme) -> Computed:
+    def _round_turned(self, piece: Piece, stored: torch.Tensor, scheme: Scheme) -> Computed:
         """[in, out]: rounded by columns, then turned, when it has half the bytes."""
         width, out = stored.shape
         size = scheme.group or width
@@ -167,7 +167,7 @@ class OnProcessor:
         for group in range(width // size):
             rows = slice(group * size, (group + 1) * size)
             rounding.column_peaks(bits(stored[rows]), peaks)
-            of_group = _scales(peaks, scheme)
+            of_group = _scales(piece, peaks, scheme)
             scale[:, group] = of_group
             columns = (of_group.float().numpy(), _top(scheme), steps[rows].numpy(), error.off, error.whole)
             rounding.round_columns(bits(stored[rows]), *columns)
@@ -199,8 +199,10 @@ def bits(tensor: torch.Tensor) -> rounding.Array:
     return shared
 
 
-def _scales(peaks: rounding.Array, scheme: Scheme) -> torch.Tensor:
+def _scales(piece: Piece, peaks: rounding.Array, scheme: Scheme) -> torch.Tensor:
     assert scheme.bits
+    if peaks.max() >= INFINITY_BITS:
+        raise _not_finite(piece)
     return scale_of(torch.from_numpy(peaks).view(torch.bfloat16), scheme.bits)
 
 

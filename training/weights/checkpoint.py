@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import torch
 
+from pipelines.errors import ExportRejected
 from pipelines.schemes import Scheme
+from pipelines.system.manifest import text_digest
 from training.int8 import groups_of, is_quantized, packed_name, scale_name, shape_name
 from training.merge import ExpertShape, LoraReader
 from training.weights.layout import Planned, expert_shape, plan
-from training.weights.shards import Spec, read_headers
+from training.weights.shards import Spec, Stored, read_headers
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,10 @@ class Checkpoint:
 
     path: Path
     digest: str
-    """Names its bytes."""
+    """Names its bytes; empty where nothing records them."""
+
+    state: str
+    """Size and time of every file that is read; see `file_state`."""
 
     config: dict[str, Any]
     """Its config.json."""
@@ -36,6 +42,23 @@ class Checkpoint:
     def quantized(self) -> list[Planned]:
         """Those that schemes round."""
         return [one for one in self.planned if is_quantized(one.output.name, one.output.shape)]
+
+    @property
+    def tied(self) -> bool:
+        """Whether engines take the embeddings for the head."""
+        sections = (self.config, self.config.get("text_config", {}))
+        return any(section.get("tie_word_embeddings", False) for section in sections)
+
+    def require_unchanged(self) -> None:
+        """Hold the files against what they were when they were opened.
+
+        Raises:
+            ExportRejected: One was written to since.
+        """
+        if file_state(self.path) != self.state:
+            raise ExportRejected(
+                f"{self.path} was changed while it was exported; export again when nothing writes to it"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,11 +77,43 @@ def open_checkpoint(path: Path, digest: str) -> Checkpoint:
     """Read the headers.
 
     Raises:
-        ExportRejected: A file is cut short, or experts lie in no layout that is known.
+        ExportRejected: A file is cut short, weights are quantised already, or experts are missing or lie in no layout
+            that is known.
     """
+    state = file_state(path)
     config = json.loads((path / "config.json").read_text())
     experts = expert_shape(config)
-    return Checkpoint(path, digest, config, experts, plan(read_headers(path), experts))
+    tensors = read_headers(path)
+    _require_plain(path, config, tensors)
+    planned = plan(tensors, experts)
+    if experts:
+        _require_all_experts(path, planned, experts)
+    return Checkpoint(path, digest, state, config, experts, planned)
+
+
+def file_state(path: Path) -> str:
+    """Changes with the name, size or time of the config or a file of weights."""
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    return text_digest(*(f"{file.name} {(s := file.stat()).st_size} {s.st_mtime_ns}" for file in files))
+
+
+def _require_plain(path: Path, config: dict[str, Any], tensors: Sequence[Stored]) -> None:
+    if not tensors:
+        raise ExportRejected(f"{path}: its files hold no tensor; download the model again")
+    told = any(section.get("quantization_config") for section in (config, config.get("text_config", {})))
+    if told or not all(tensor.dtype.is_floating_point for tensor in tensors if tensor.name.endswith(".weight")):
+        raise ExportRejected(f"{path} is quantised already; export the model that it was made of")
+
+
+def _require_all_experts(path: Path, planned: Sequence[Planned], experts: ExpertShape) -> None:
+    """An engine that misses an expert says nothing, and answers with whatever lies in memory."""
+    found: Counter[str] = Counter(one.target.rpartition(".")[0] for one in planned if one.expert is not None)
+    for module, matrices in found.items():
+        if matrices != 3 * experts.experts:
+            raise ExportRejected(
+                f"{path}: {module} has {matrices} matrices, and config.json makes it {experts.experts} experts of 3; "
+                f"download the model again"
+            )
 
 
 def expected_tensors(planned: Sequence[Planned], scheme: Scheme) -> list[list[Spec]]:

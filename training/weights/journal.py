@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.system.durable import append_line, write_text
+from pipelines.system.durable import append_line, sha256_file, write_text
 from training.weights.writer import Written
+
+log = logging.getLogger(__name__)
 
 
 class Shard(BaseModel):
@@ -68,12 +71,17 @@ class Journal:
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         if not lines or json.loads(lines[0]) != {"key": key}:
             return {}
+        log.info("checking %d files that an earlier attempt has finished", len(self._models) * (len(lines) - 1))
         shards = map(Shard.model_validate_json, filter(_whole, lines[1:]))
         return {shard.number: shard for shard in shards if self._there(shard)}
 
     def _there(self, shard: Shard) -> bool:
-        paths = {self.unfinished(model) / written.file: written.size for model, written in shard.files.items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+        """Whether its files are what was written: the manifest takes over their hashes without reading them again."""
+        files = {self.unfinished(model) / written.file: written for model, written in shard.files.items()}
+        return all(
+            path.is_file() and path.stat().st_size == written.size and sha256_file(path) == written.sha256
+            for path, written in files.items()
+        )
 
     def _prepare(self, key: str) -> None:
         """Leave finished shards and nothing else."""

@@ -50,17 +50,28 @@ class Planned:
 
 
 def expert_shape(config: dict[str, Any]) -> ExpertShape | None:
-    """Widths of the experts by a model's config.json; None for a dense model."""
+    """Widths of the experts by a model's config.json; None for a dense model.
+
+    Raises:
+        ExportRejected: It tells their number and not their widths, as architectures do that are not known here.
+    """
     text = config.get("text_config", config)
     experts = text.get("num_experts") or text.get("num_local_experts")
-    return ExpertShape(experts, text["hidden_size"], text["moe_intermediate_size"]) if experts else None
+    if not experts:
+        return None
+    if missing := [name for name in ("hidden_size", "moe_intermediate_size") if name not in text]:
+        raise ExportRejected(
+            f"config.json has {experts} experts and no {missing[0]}; this architecture is not supported"
+        )
+    return ExpertShape(experts, text["hidden_size"], text["moe_intermediate_size"])
 
 
 def plan(tensors: Sequence[Stored], experts: ExpertShape | None) -> list[Planned]:
     """Every exported tensor, in the order of the sources.
 
     Raises:
-        ExportRejected: A stack has square matrices, or a shape that fits neither layout.
+        ExportRejected: A stack has square matrices, or a shape that fits neither layout, or an expert's matrix is not
+            what the config makes it.
     """
     return [planned for tensor in tensors for planned in _plan_one(tensor, experts)]
 
@@ -70,9 +81,15 @@ def _plan_one(tensor: Stored, experts: ExpertShape | None) -> Iterator[Planned]:
     if stack and experts:
         yield from _unfuse(tensor, stack["experts"], stack["leaf"], experts)
     elif single and experts:
-        part = single["part"]
-        target = f"{single['experts']}.{'down_proj' if part == 'down' else 'gate_up_proj'}"
-        yield Planned(_same(tensor), tensor, target, int(single["expert"]), _span(part, experts))
+        part, leaf = single["part"], "down_proj" if single["part"] == "down" else "gate_up_proj"
+        first, last = _span(part, experts)
+        wanted = (last - first, experts.stack(leaf)[1])
+        if tensor.shape != wanted or int(single["expert"]) >= experts.experts:
+            raise ExportRejected(
+                f"{tensor.name} {list(tensor.shape)}: config.json makes it {experts.experts} experts, and this one "
+                f"{list(wanted)}; download the model again"
+            )
+        yield Planned(_same(tensor), tensor, f"{single['experts']}.{leaf}", int(single["expert"]), (first, last))
     else:
         yield Planned(_same(tensor), tensor, tensor.name)
 

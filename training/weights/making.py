@@ -11,6 +11,7 @@ from training.weights.journal import journal_file, unfinished
 from training.weights.proof import prove
 from training.weights.released import Release
 from training.weights.stream import Figures, Pass
+from training.weights.writer import full_disk_named
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Made:
 
     def seal(self) -> dict[str, str]:
         """Write the manifests and give the folders their names; returns the manifests' digests by model."""
-        digests = {
-            name: release.seal(self.folder / name, self.figures.files[name]) for name, release in self.releases.items()
-        }
+        with full_disk_named(self.folder):
+            digests = {
+                name: release.seal(self.folder / name, self.figures.files[name])
+                for name, release in self.releases.items()
+            }
         journal_file(self.folder, list(self.releases)).unlink(missing_ok=True)
         return digests
 
@@ -57,15 +60,17 @@ def make(one_pass: Pass, folder: Path, images: Images | None, made_from: Mapping
         made_from: Digests, for the manifests.
 
     Raises:
-        ExportRejected: What was written is not what should have been.
+        ExportRejected: What was written is not what should have been, or the base changed meanwhile.
         MachineUnfit: Disk or memory is too small.
     """
     checkpoint = one_pass.checkpoint
     releases = {name: Release(checkpoint, scheme, images, made_from) for name, scheme in one_pass.schemes.items()}
     figures = one_pass.run(folder)
+    checkpoint.require_unchanged()
     verified = 0
     for name, release in releases.items():
-        release.complete(unfinished(folder / name))
-        if release.scheme.bits:
-            verified += prove(unfinished(folder / name), checkpoint, one_pass.update, release.scheme)
+        with full_disk_named(folder):
+            release.complete(unfinished(folder / name))
+        proven = prove(unfinished(folder / name), checkpoint, one_pass.update, release.scheme)
+        verified += proven if release.scheme.bits else 0
     return Made(folder, releases, figures, verified)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int, ahead: int
-) -> Iterator[tuple[Task, Result]]:
-    """Each task with its result.
+) -> Generator[tuple[Task, Result]]:
+    """Each task with its result. Closing it waits for the tasks that were begun.
 
     Args:
         work: Called by the threads.

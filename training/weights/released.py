@@ -21,13 +21,13 @@ from pipelines.system.manifest import NAME, write_manifest
 from training.int8 import quantization_config, scale_name
 from training.weights.checkpoint import Checkpoint, expected_tensors
 from training.weights.journal import unfinished
-from training.weights.shards import NAMES, Spec, Stored, read_header, read_headers
+from training.weights.shards import INDEX, NAMES, Spec, Stored, read_header, read_headers
 from training.weights.writer import Written
 
 COMPANIONS = {".json", ".jinja", ".txt", ".model"}
 """Endings of tokenizer, processor, chat template and generation config."""
 
-REWRITTEN = {"config.json", "model.safetensors.index.json", NAME}
+REWRITTEN = {"config.json", INDEX, NAME}
 NEEDED = ("config.json", "tokenizer_config.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """One is needed where the model sees images: older checkpoints have the first, transformers 5 saves the second."""

@@ -11,17 +11,18 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from pipelines.schemes import Scheme
 from pipelines.system.machine import require_disk, require_memory
 from pipelines.system.manifest import text_digest
 from training.int8 import Rounded, pack
-from training.merge import Update as LowRank
+from training.merge import LowRank
 from training.weights.arithmetic import Arithmetic, Computed, arithmetic
 from training.weights.checkpoint import Checkpoint, Update, tensors_of
 from training.weights.journal import Journal
@@ -36,6 +37,9 @@ MARGIN = 1.02
 
 MEMORY_BYTES = 2**30
 """Host memory of a pass, whatever the model's size."""
+
+AHEAD_BYTES = 2**28
+"""Of the sources of pieces that are begun and not written yet: with all that they become, half of the memory or so."""
 
 FORMAT = "1"
 """Raised when the same input comes to give other bytes: what an older version has begun is then not continued."""
@@ -52,6 +56,8 @@ class Figures:
     """By name of the model."""
 
     read_bytes: int
+    """Of the sources, in this attempt: what an earlier one finished is not read again."""
+
     seconds: float
     peak_rss_gib: float
     """The most resident memory that the process has had by then."""
@@ -89,17 +95,21 @@ class Pass:
         journal = Journal(folder, list(self.schemes), self._key())
         writers = {name: self._writer(journal, name, groups, numbers) for name in self.schemes}
         _require_room(folder, journal, writers)
+        kept = frozenset(journal.done)
         tasks = [(number, piece) for number, group in zip(numbers, groups, strict=True) for piece in group]
+        # More than memory holds is dropped from the page cache at once: the kernel takes longer to make room for it.
+        moved = sum(piece.nbytes for _, piece in tasks) + sum(writer.nbytes for writer in writers.values())
+        cached = moved < psutil.virtual_memory().available
         with ExitStack() as stack, one_thread_each():
             for name, writer in writers.items():
                 shutil.rmtree(folder / name, ignore_errors=True)
                 stack.enter_context(writer)
-            self._stream(tasks, writers, journal)
+            self._stream(tasks, writers, journal, cached=cached)
         done = [journal.done[number] for number in sorted(journal.done)]
         return Figures(
             errors=tuple(error for shard in done for error in shard.errors),
             files={name: [shard.files[name] for shard in done] for name in self.schemes},
-            read_bytes=sum(piece.nbytes for _, piece in tasks),
+            read_bytes=sum(piece.nbytes for number, piece in tasks if number not in kept),
             seconds=time.monotonic() - began,
             peak_rss_gib=peak_rss_gib(),
         )
@@ -123,18 +133,25 @@ class Pass:
         )
 
     def _key(self) -> str:
-        """Everything that decides the bytes."""
+        """Everything that decides the bytes: devices add up a product in orders of their own."""
         schemes = [f"{name}={scheme}" for name, scheme in self.schemes.items()]
         adapter = self.update.digest if self.update else ""
-        return text_digest(FORMAT, self.checkpoint.digest, adapter, str(self.max_bytes), *schemes)
+        base = (self.checkpoint.digest, self.checkpoint.state)
+        return text_digest(FORMAT, *base, adapter, str(self.max_bytes), self.device, *schemes)
 
-    def _stream(self, tasks: Sequence[tuple[int, Piece]], writers: Mapping[str, ModelWriter], journal: Journal) -> None:
+    def _stream(
+        self, tasks: Sequence[tuple[int, Piece]], writers: Mapping[str, ModelWriter], journal: Journal, *, cached: bool
+    ) -> None:
         left = [task for task in tasks if task[0] not in journal.done]
         total = sum(piece.nbytes for _, piece in tasks)
-        threads = min(16, (os.cpu_count() or 1) + 1)
-        compute = arithmetic(self.device)
-        results = in_order(lambda task: self._work(compute, task[1]), left, threads=threads, ahead=2 * threads)
-        with passing("exporting", total, total - sum(piece.nbytes for _, piece in left)) as advance:
+        threads = _threads([piece for _, piece in tasks])
+        compute = arithmetic(self.device, self.schemes)
+        worked = in_order(
+            lambda task: self._work(compute, task[1], cached=cached), left, threads=threads, ahead=2 * threads
+        )
+        done = total - sum(piece.nbytes for _, piece in left)
+        # Closed before anything else is: threads that still compute must not outlive what they write to.
+        with passing("exporting", total, done) as advance, closing(worked) as results:
             for (number, piece), computed in results:
                 journal.note(number, [one.error for one in computed.values() if one.error is not None])
                 for name, one in computed.items():
@@ -142,10 +159,10 @@ class Pass:
                         writers[name].write(number, tensor, offset, as_bytes(data))
                 advance(piece.nbytes)
 
-    def _work(self, compute: Arithmetic, piece: Piece) -> dict[str, Computed]:
+    def _work(self, compute: Arithmetic, piece: Piece, *, cached: bool) -> dict[str, Computed]:
         stored = compute.buffer(piece)
-        piece.source.read_bytes(as_bytes(stored), piece.begin)
-        return compute.compute(piece, stored, self._update(piece), self.schemes)
+        piece.source.read_bytes(as_bytes(stored), piece.begin, cached=cached)
+        return compute.compute(piece, stored, self._update(piece))
 
     def _update(self, piece: Piece) -> LowRank | None:
         if self.update is None:
@@ -153,6 +170,12 @@ class Pass:
         first, last = piece.parts[0], piece.parts[-1]
         rows = slice(first.update_rows.start, last.update_rows.stop)
         return self.update.lora.update(first.planned.target, first.planned.expert, rows)
+
+
+def _threads(pieces: Sequence[Piece]) -> int:
+    """As many as there are cores and one that reads, unless pieces are so large that they would fill the memory."""
+    room = AHEAD_BYTES // max(1, *(2 * piece.nbytes for piece in pieces))
+    return max(1, min(16, (os.cpu_count() or 1) + 1, room))
 
 
 def peak_rss_gib() -> float:

@@ -11,21 +11,30 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pipelines.errors import MachineUnfit
-from pipelines.system.durable import commit
-from training.weights.shards import Spec, header_bytes
+from pipelines.system.durable import commit, write_text
+from training.weights.shards import INDEX, Spec, header_bytes
 
 WAITING = 16
 """Pieces of bytes that may wait for the disk: the bound of the memory they take."""
 
 WRITEBACK_BYTES = 32 * 2**20
 """Written between two requests to put them on the disk, so that little is left for the end of a file."""
+
+
+class _End(Enum):
+    """What comes after the last bytes of a file: in the queue too, so that a Ctrl-C comes before or after it."""
+
+    WHOLE = "whole"
+    EARLY = "early"
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class ModelWriter:
         self._settle(0)
         weight_map = {spec.name: self.file(i) for i, shard in enumerate(self.shards) for spec in shard}
         index = {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map}
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        write_text(self.folder / INDEX, json.dumps(index, indent=1))
 
     def __enter__(self) -> Self:
         """Start writing."""
@@ -92,9 +101,10 @@ class ModelWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Finish, or after an error leave the unfinished file under its temporary name."""
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self._abandon()
 
     def _start(self, number: int) -> None:
@@ -113,7 +123,8 @@ class ModelWriter:
     def _settle(self, left: int) -> None:
         """Wait until no more than some files are on their way to the disk."""
         while len(self._ending) > left:
-            self._ending.pop(0).wait()
+            self._ending[0].wait()
+            self._ending.pop(0)
 
     def _abandon(self) -> None:
         for shard in self._ending:
@@ -166,10 +177,11 @@ class _File:
     def __init__(self, path: Path, finished: Callable[[Written], None]) -> None:
         self.path, self._finished = path, finished
         self._partial = path.with_name(f".{path.name}.partial")
-        self._queue: queue.Queue[memoryview | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[memoryview | _End] = queue.Queue(WAITING)
         self._sha = hashlib.sha256()
         self._size = 0
-        self._whole = self._ended = False
+        self._end: _End | None = None
+        self._done = False
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name=f"write {path.name}", daemon=True)
         self._thread.start()
@@ -182,35 +194,31 @@ class _File:
 
     def finish(self) -> None:
         """Nothing more comes; the thread puts the file on the disk and gives it its name."""
-        self._whole = True
-        self._queue.put(None)
+        self._queue.put(_End.WHOLE)
 
     def wait(self) -> None:
         """Until the thread has ended."""
         self._thread.join()
         self._require_no_error()
+        assert self._done, f"the thread that writes {self.path} has failed; its error is above"
 
     def abandon(self) -> None:
-        """End the thread, whatever there is."""
-        if not self._whole:
-            self._queue.put(None)
+        """End the thread, wherever it is; a file that was finished is still put on the disk."""
+        self._queue.put(_End.EARLY)
         self._thread.join()
 
     def _require_no_error(self) -> None:
-        if self._error is None:
-            return
-        if self._error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineUnfit(
-                f"{self.path}: the disk is full; free some and run it again: whole files are kept"
-            ) from self._error
-        raise self._error
+        if self._error:
+            with full_disk_named(self.path):
+                raise self._error
 
     def _run(self) -> None:
         try:
             self._write_all()
         except OSError as error:
             self._error = error
-            while not self._ended:  # so that nobody waits for a place in the queue
+        finally:
+            while self._end is None:  # so that nobody waits for a place in the queue
                 self._next()
 
     def _write_all(self) -> None:
@@ -223,17 +231,35 @@ class _File:
                     # Starts to write what is dirty, and drops what is clean: nobody reads it soon.
                     os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                     since = 0
-            if not self._whole:
+            if self._end is _End.EARLY:
                 return
             stream.flush()
             os.fsync(stream.fileno())
         commit(self._partial, self.path)
         self._finished(Written(self.path.name, self._size, self._sha.hexdigest()))
+        self._done = True
 
     def _next(self) -> memoryview | None:
         data = self._queue.get()
-        self._ended = data is None
+        if isinstance(data, _End):
+            self._end = data
+            return None
         return data
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Give what the system says of a full disk a name and a way out.
+
+    Raises:
+        MachineUnfit: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineUnfit(f"{path}: the disk is full; free some and run it again: whole files are kept") from error
 
 
 def split(sizes: Sequence[int], max_bytes: float) -> list[int]:

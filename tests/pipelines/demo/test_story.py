@@ -55,6 +55,8 @@ def test_the_whole_story_stays_up_until_ctrl_c_and_ends_with_everything_stopped(
         "refused, as it must be: it forgets colours",
         "approved = 1, candidate = 1, champion = 1",
         "37.0% (32.0% to 42.0%)",
+        "base without the adapter",
+        "5.10e-03",
         "answer: seven",
         "log in as reviewer or admin, passwords in",
         "everything stays up until Ctrl-C",
@@ -122,6 +124,15 @@ def test_a_running_demo_is_not_cleared_away(settings: Settings) -> None:
     home = demo_settings(settings)
     with stack_state.sole_stack(home.state), pytest.raises(MachineUnfit, match="is running"):
         clear(home)
+
+
+def test_a_new_demo_may_look_at_its_test_items_again(settings: Settings) -> None:
+    home = demo_settings(settings)
+    home.sealed.mkdir(parents=True)
+    (home.sealed / "spent.jsonl").touch()
+    home.state.mkdir()
+    clear(home)
+    assert not home.sealed.exists()
 
 
 def test_the_cache_of_base_models_is_shared_and_everything_else_is_the_demos_own(settings: Settings) -> None:

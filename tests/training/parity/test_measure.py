@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_a_tensor_that_is_missing_is_named(dense: Exported, tmp_path: Path) -> N
     change(write_quantized(dense.merged, tmp_path / "int8", "int8_w8a8"), lose)
     with pytest.raises(ExportRejected, match=r"holds no model\.language_model\.norm\.weight"):
         dense.measure(tmp_path / "int8")
+
+
+def test_a_base_that_lacks_a_tensor_is_named(dense: Exported, tmp_path: Path) -> None:
+    base = shutil.copytree(dense.base, tmp_path / "base")
+    change(base, lambda tensors: tensors.pop("model.language_model.layers.1.input_layernorm.weight"))
+    with pytest.raises(ExportRejected, match=r"holds no model\.language_model\.layers\.1\.input_layernorm\.weight"):
+        replace(dense, base=base).measure(dense.int8)
 
 
 def test_a_merge_only_has_no_second_merge(either: Exported) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.errors import ExportRejected
 from pipelines.schemes import SCHEMES, scheme_of
 from training.int8 import Rounded, quantize
-from training.merge import Update
+from training.merge import LowRank
 from training.weights.arithmetic import Computed, OnDevice, OnProcessor
 from training.weights.layout import Planned
 from training.weights.pieces import Part, Piece
@@ -29,7 +29,7 @@ class Case:
 
     piece: Piece
     stored: torch.Tensor
-    update: Update | None
+    update: LowRank | None
 
 
 def case(out: int, width: int, *, transposed: bool, rank: int, dtype: torch.dtype = torch.bfloat16) -> Case:
@@ -40,12 +40,12 @@ def case(out: int, width: int, *, transposed: bool, rank: int, dtype: torch.dtyp
     part = Part(Planned(output, source, source.name, 0, (0, out), transposed), 0, out)
     # Of small integers, whose products and sums are exact in fp32: BLAS sums in an order that depends on shapes.
     a, b = torch.randint(-8, 9, (rank, width)), torch.randint(-8, 9, (rank, out))
-    update = Update(a.float(), b.float(), 2**-7) if rank else None
+    update = LowRank(a.float(), b.float(), 2**-7) if rank else None
     return Case(Piece(source, 0, shape, transposed, (part,)), torch.randn(shape).to(dtype), update)
 
 
 def _computed(case: Case, how: OnDevice | OnProcessor) -> dict[str, Computed]:
-    return how.compute(case.piece, case.stored.clone(), case.update, ALL)
+    return how.compute(case.piece, case.stored.clone(), case.update)
 
 
 @settings(deadline=None, max_examples=40)
@@ -62,7 +62,7 @@ def test_both_give_the_same_bits(
 ) -> None:
     torch.manual_seed(seed)
     one = case(out, 32 * groups, transposed=transposed, rank=rank, dtype=dtype)
-    fast, plain = _computed(one, OnProcessor()), _computed(one, OnDevice("cpu"))
+    fast, plain = _computed(one, OnProcessor(ALL)), _computed(one, OnDevice(ALL, "cpu"))
     for name in ALL:
         assert all(torch.equal(a, b) for a, b in zip(_bits(fast[name]), _bits(plain[name]), strict=True))
         assert (fast[name].error or 0.0) == pytest.approx(plain[name].error or 0.0, rel=1e-4)
@@ -74,14 +74,14 @@ def test_the_result_is_the_rounding_of_the_rounded_sum(transposed: bool) -> None
     assert one.update
     weight = one.stored.T if transposed else one.stored
     merged = (weight.float() + one.update.dense()).bfloat16()
-    computed = _computed(one, OnProcessor())
+    computed = _computed(one, OnProcessor(ALL))
     for name, scheme in ALL.items():
         wanted = Computed(quantize(merged, scheme) if scheme.bits else merged, None)
         assert all(torch.equal(a, b) for a, b in zip(_bits(computed[name]), _bits(wanted), strict=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("how", [OnProcessor(), OnDevice("cpu")])
+@pytest.mark.parametrize("how", [OnProcessor(ALL), OnDevice(ALL, "cpu")])
 def test_a_weight_that_is_not_finite_is_refused_by_name(value: float, how: OnDevice | OnProcessor) -> None:
     one = case(8, 32, transposed=True, rank=0)
     one.stored[3, 3] = value
@@ -92,7 +92,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value: float, how: OnDev
 def test_a_row_of_zeros_keeps_a_scale_that_engines_take() -> None:
     one = case(8, 32, transposed=False, rank=0)
     one.stored[2] = 0
-    rounded = _computed(one, OnProcessor())["int8"].matrix
+    rounded = _computed(one, OnProcessor(ALL))["int8"].matrix
     assert isinstance(rounded, Rounded)
     assert rounded.scale[2] > 0
     assert not rounded.steps[2].any()
@@ -102,7 +102,7 @@ def test_a_row_of_zeros_keeps_a_scale_that_engines_take() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_gpu_gives_the_same_bits(transposed: bool) -> None:
     one = case(1536, 2048, transposed=transposed, rank=0)
-    gpu, cpu = _computed(one, OnDevice("cuda")), _computed(one, OnProcessor())
+    gpu, cpu = _computed(one, OnDevice(ALL, "cuda")), _computed(one, OnProcessor(ALL))
     for name in ALL:
         assert all(torch.equal(a, b) for a, b in zip(_bits(gpu[name]), _bits(cpu[name]), strict=True))
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.artifacts import BaseSnapshot
 from pipelines.errors import ExportRejected
-from pipelines.schemes import Scheme, scheme_of
+from pipelines.schemes import Name, Scheme, scheme_of
 from tests.training.parts import adapted_model, store_adapter
 from training.provenance import open_update
 from training.weights.checkpoint import Checkpoint, Update, open_checkpoint
@@ -48,7 +48,7 @@ def _make(checkpoint: Checkpoint, update: Update | None, scheme: Scheme, home: P
     return home / "model"
 
 
-@pytest.mark.parametrize("name", ["int8_w8a8", "int8_w8a16", "int4_w4a16"])
+@pytest.mark.parametrize("name", ["int8_w8a8", "int8_w8a16", "int4_w4a16", "bf16"])
 @pytest.mark.parametrize("adapted", [True, False])
 def test_what_we_write_is_proven(name: str, adapted: bool, exported: Exported, tmp_path: Path) -> None:
     scheme, update = scheme_of(name, 32), exported.update if adapted else None  # type: ignore[arg-type]
@@ -90,7 +90,22 @@ def test_every_mistake_that_keeps_shapes_is_found(
         prove(folder, exported.checkpoint, exported.update, INT8)
 
 
-def test_a_merge_that_was_left_out_is_found(exported: Exported, tmp_path: Path) -> None:
-    folder = _make(exported.checkpoint, None, INT8, tmp_path)
-    with pytest.raises(ExportRejected, match=r"not the rounding of base and adapter|not its largest weight"):
-        prove(folder, exported.checkpoint, exported.update, INT8)
+@pytest.mark.parametrize("name", ["int8_w8a8", "bf16"])
+def test_a_merge_that_was_left_out_is_found(name: Name, exported: Exported, tmp_path: Path) -> None:
+    folder = _make(exported.checkpoint, None, scheme_of(name), tmp_path)
+    with pytest.raises(ExportRejected, match=r"not the (rounding|sum) of base and adapter|not its largest weight"):
+        prove(folder, exported.checkpoint, exported.update, scheme_of(name))
+
+
+@pytest.mark.parametrize("fault", [_swap, lambda tensors: _expert(tensors, "down").view(-1)[:1].mul_(1.1)])
+def test_a_merge_into_other_matrices_is_found(
+    fault: Callable[[Tensors], object], exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.weights.proof.SAMPLES", 1000)
+    folder = _make(exported.checkpoint, exported.update, scheme_of("bf16"), tmp_path)
+    [file] = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    fault(tensors)
+    save_file(tensors, file)
+    with pytest.raises(ExportRejected, match=r"not the sum of base and adapter"):
+        prove(folder, exported.checkpoint, exported.update, scheme_of("bf16"))

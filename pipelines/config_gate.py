@@ -1,0 +1,69 @@
+"""The section `gate` of the config."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pipelines.section import Section
+
+
+class Requirement(Section):
+    """What one slice of the test split must show: no loss beyond a margin, or a gain."""
+
+    slice: str
+    """Name of the slice."""
+
+    margin: float | None = Field(None, ge=0, le=1)
+    """Largest loss that is tolerated, as a share of the items: 0.02 is two points."""
+
+    superiority: bool = False
+    """Instead of a margin: the candidate must surely be better than the reference."""
+
+    minimum: float = Field(0.0, ge=0, le=1)
+    """Least share of right answers, whatever the reference did."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.superiority and self.margin is not None:
+            raise ValueError(f"{self.slice}: a candidate that must be better has no margin; leave out one of the two")
+        if not self.superiority and self.margin is None:
+            raise ValueError(f"{self.slice}: say what loss is tolerated (margin: 0.02), or superiority: true")
+        return self
+
+    @property
+    def threshold(self) -> float:
+        """What the difference from the reference must surely exceed: a share of the items, not above 0."""
+        return -(self.margin or 0.0)
+
+
+class Gate(Section):
+    """May a candidate replace the champion? Without a champion it is compared with the base."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of the one-sided bounds."""
+
+    requirements: tuple[Requirement, ...] = Field(min_length=1)
+    """All must hold. A slice of the test split without a requirement is refused."""
+
+    quantization_margin: float = Field(0.02, ge=0, le=1)
+    """Largest loss tolerated against the merged bf16 model, where it was measured."""
+
+    max_empty: float = Field(0.01, ge=0, le=1)
+    """Largest share of answers without a word, whatever the reference did."""
+
+    max_cut: float = Field(0.05, ge=0, le=1)
+    """Largest share of answers that were cut at evaluate.max_new_tokens."""
+
+    max_latency_ratio: float | None = Field(None, gt=0)
+    """Largest 99th percentile of the seconds an answer takes, as a multiple of the reference's: 1.2 is a fifth slower.
+    None: not judged."""
+
+    max_memory_ratio: float | None = Field(None, gt=0)
+    """Largest peak memory of the engine's processes, as a multiple of the reference's. None: not judged."""
+
+    attempts: int = Field(20, ge=1)
+    """Different candidates that may be judged on one test split against the same reference. Each look at sealed items
+    uses them up a little: of twenty candidates whose loss is the margin, about one passes at 95 % confidence. Say why
+    beside it where you raise it."""

@@ -1,0 +1,35 @@
+"""One of the two models that are compared, as it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.answers import read_answers
+from pipelines.artifacts import Answer, EvalReport, Evaluation, Finding
+
+Answers = Mapping[str, Answer]
+"""By item."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A measured model."""
+
+    name: str
+    """As reasons call it: `candidate`, `base`, `champion v3`."""
+
+    report: EvalReport
+    evaluation: Evaluation
+    answers: Answers
+
+
+def read_side(report: EvalReport, subject: str, name: str) -> Side | None:
+    """One subject of a report with its answers, or None when it was not measured."""
+    evaluation = report.subject(subject)
+    return None if evaluation is None else Side(name, report, evaluation, read_answers(evaluation.answers))
+
+
+def objection(name: str, reason: str) -> Finding:
+    """A finding that refuses the candidate."""
+    return Finding(name=name, outcome="fail", reason=reason)

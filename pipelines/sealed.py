@@ -1,0 +1,104 @@
+"""The sealed test split is worn by every look at it: each decision is noted, and a quota of candidates kept.
+
+One file for each split, `sealed/<test digest>.jsonl` in the home, that is only ever appended to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.errors import BadInput
+from pipelines.system.durable import append_line
+
+
+class Attempt(BaseModel):
+    """One decision of the gate: a line of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: datetime
+    run: str
+    """Name of the run, or of the report that was judged alone."""
+
+    model: str
+    """Digest of the candidate."""
+
+    reference: str
+    """What it was compared with, by name."""
+
+    reference_model: str
+    """Its digest."""
+
+    outcome: str
+
+
+@dataclass(frozen=True)
+class SealedSplit:
+    """The looks at one test split."""
+
+    file: Path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One decision at a time, so that no two take the last attempt; a dead process holds no lock."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every decision so far, the oldest first.
+
+        Raises:
+            BadInput: A line is no attempt; what cannot be counted is not taken for nothing.
+        """
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+        return tuple(self._attempt(number, line) for number, line in enumerate(lines, 1))
+
+    def require_attempt(self, model: str, reference_model: str, quota: int) -> None:
+        """Refuse a candidate beyond the quota; one that was judged before is not counted twice.
+
+        Args:
+            model: Digest of the candidate.
+            reference_model: Digest of what it is compared with; each reference has its own quota.
+            quota: Different candidates that may be judged, `gate.attempts`.
+
+        Raises:
+            BadInput: The quota is spent.
+        """
+        judged = {attempt.model for attempt in self.attempts() if attempt.reference_model == reference_model}
+        if model not in judged and len(judged) >= quota:
+            raise BadInput(
+                f"{len(judged)} candidates were judged on this test split against the same reference, and "
+                f"gate.attempts is {quota} (they are listed in {self.file}). One more may pass by luck: bring new "
+                f"test items, or raise gate.attempts in the config and say there why"
+            )
+
+    def note(self, attempt: Attempt) -> None:
+        """Append a decision, under `locked`; durable on return."""
+        append_line(self.file, attempt.model_dump_json())
+
+    def _attempt(self, number: int, line: str) -> Attempt:
+        try:
+            return Attempt.model_validate_json(line)
+        except ValidationError:
+            raise BadInput(
+                f"{self.file}, line {number}: no record of a gate's decision: {line[:80]!r}; mend or remove that line"
+            ) from None
+
+
+def sealed_split(folder: Path, test_digest: str) -> SealedSplit:
+    """The split of a digest.
+
+    Args:
+        folder: `Settings.sealed`.
+        test_digest: Of the test questions, as reports carry it.
+    """
+    return SealedSplit(folder / f"{test_digest}.jsonl")
