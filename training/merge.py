@@ -16,36 +16,13 @@ from pipelines.errors import ExportRejected
 from training.peft_layout import CONFIG, WEIGHTS
 from training.weights.shards import Stored, read_header
 
-UNDERSTOOD = {
-    *(
-        "peft_type",
-        "peft_version",
-        "task_type",
-        "auto_mapping",
-        "revision",
-        "base_model_name_or_path",
-        "inference_mode",
-    ),
-    *(
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "lora_dropout",
-        "bias",
-        "init_lora_weights",
-        "target_modules",
-        "target_parameters",
-    ),
-    *(
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "megatron_core",
-        "qalora_group_size",
-        "runtime_config",
-    ),
-    *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config"),
-}
+UNDERSTOOD = (
+    {"peft_type", "peft_version", "task_type", "auto_mapping", "revision", "base_model_name_or_path", "inference_mode"}
+    | {"r", "lora_alpha", "use_rslora", "lora_dropout", "bias", "init_lora_weights", "target_modules"}
+    | {"target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core"}
+    | {"runtime_config", "qalora_group_size", "eva_config", "corda_config", "loftq_config", "lora_ga_config"}
+    | {"velora_config"}
+)
 """Options of PEFT that say nothing of the merge, or that are heeded. An adapter that uses any other (DoRA, patterns of
 ranks, saved modules, and what future versions bring) is refused, not merged wrongly."""
 
