@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from pipelines.system.durable import commit
+from pipelines.system.durable import commit, partial_of
 from pipelines.system.manifest import write_manifest
 from training.experts import ExpertLora
 from training.model import Adapted, Targets, linear_pattern
@@ -29,7 +29,7 @@ class LoraShape:
 
 def save_adapter(adapted: Mapping[str, Adapted], shape: LoraShape, base_digest: str, folder: Path) -> str:
     """Write an adapter so that it is whole or not there; returns the digest of its manifest."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir(parents=True)

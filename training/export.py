@@ -14,11 +14,11 @@ from pipelines.exported import QuantizedModel
 from pipelines.parity import Parity, require_parity
 from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
+from pipelines.system.durable import partial_of
 from pipelines.system.manifest import manifest_digest, verify_manifest
 from training.provenance import open_update
 from training.sources.safety import refuse_code, refuse_unsafe
 from training.weights.checkpoint import Checkpoint, Update, open_checkpoint
-from training.weights.journal import unfinished
 from training.weights.making import Made, make
 from training.weights.quantized_base import quantized_base
 from training.weights.stream import Pass
@@ -107,11 +107,11 @@ def _compare(config: Config, folder: Path, checkpoint: Checkpoint, update: Updat
 
     encoder = Encoder(load_processor(checkpoint.path, config.images.min_pixels, config.images.max_pixels))
     room = Room(config.serving.max_model_len, config.serving.images_per_request)
-    merged = next((path for path in (folder / MERGED, unfinished(folder / MERGED)) if path.is_dir()), None)
+    merged = next((path for path in (folder / MERGED, partial_of(folder / MERGED)) if path.is_dir()), None)
     parity = measure_parity(
         checkpoint.path,
         update.lora.folder,
-        unfinished(folder / MODEL),
+        partial_of(folder / MODEL),
         merged,
         choose_prompts(data.path, encoder, limits.prompts, room),
         device=_device(config),

@@ -20,8 +20,8 @@ from pipelines.run import Run
 from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, FINETUNE, PREPARE
+from pipelines.system.durable import partial_of
 from training.sources.safety import model_config
-from training.weights.journal import unfinished
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Job:
             BadInput: One is, holds or lies in another.
         """
         for source in (path.resolve() for path in (self.base, self.adapter) if path):
-            for folder in (self.out, unfinished(self.out), self.merged):
+            for folder in (self.out, partial_of(self.out), self.merged):
                 if folder.is_relative_to(source) or source.is_relative_to(folder):
                     raise BadInput(f"--out {self.out} lies in {source}, which is only read; name a folder beside it")
 

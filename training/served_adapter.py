@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import ExportRejected
-from pipelines.system.durable import commit, write_text
+from pipelines.system.durable import commit, partial_of, write_text
 from pipelines.system.machine import require_disk
 from pipelines.system.manifest import write_manifest
 from training.merge import LoraReader
@@ -81,7 +81,7 @@ def export_adapter(lora: LoraReader, base: Path, out: Path, made_from: Mapping[s
     """
     _require_servable(lora)
     tensors = read_header(lora.folder / WEIGHTS)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     require_disk(partial, sum(_in_bf16(tensor).nbytes for tensor in tensors), "the adapter")

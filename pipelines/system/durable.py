@@ -9,13 +9,18 @@ from pathlib import Path
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write `text` so that a reader finds the old file or the whole new one, and a crash leaves no third state."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     commit(partial, path)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or folder lies until it is whole."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def commit(partial: Path, path: Path) -> None:

@@ -186,6 +186,25 @@ def test_an_update_of_a_tensor_that_the_base_lacks_is_refused(
         export(configure(), tmp_path, moe_base, data, adapter)
 
 
+def test_a_model_that_predicts_otherwise_gets_no_manifest(
+    moe_base: BaseSnapshot, configure: Configure, data: Dataset, tmp_path: Path
+) -> None:
+    adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
+    with pytest.raises(ExportRejected, match="does not predict what the base with its adapter does"):
+        export(configure("export.parity.max_kl=1e-12"), tmp_path / "step", moe_base, data, adapter)
+    assert not (tmp_path / "step" / "model").exists()
+    assert not list((tmp_path / "step").rglob("manifest.json"))
+
+
+def test_an_export_that_compares_nothing_says_so(
+    moe_base: BaseSnapshot, configure: Configure, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
+    model = export(configure("export.parity.prompts=0"), tmp_path / "step", moe_base, data, adapter)
+    assert model.parity is None
+    assert "nothing tells whether the exported model predicts what was trained" in caplog.text
+
+
 @pytest.mark.parametrize(("place", "least_bytes"), [("bases-exported", 2e6), ("step", 5e6)])
 def test_a_full_disk_is_said_before_anything_is_written_there(
     place: str,

@@ -112,6 +112,16 @@ def test_a_run_brings_base_adapter_data_and_settings(
     assert (run.root / "exports" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_model_that_predicts_otherwise_than_a_run_allows_gets_no_folder(
+    moe_base: BaseSnapshot, data: Dataset, configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = store_adapter(adapted_model(moe_base)[1], moe_base, tmp_path / "adapter")
+    run = recorded(Run.create(tmp_path / "run", configure("export.parity.max_kl=1e-12")), moe_base, data, adapter)
+    assert main([str(run.root)]) == FAILED
+    assert "does not predict what the base with its adapter does" in capsys.readouterr().err
+    assert not (run.root / "exports" / "int8_w8a8").exists()
+
+
 def test_a_run_without_an_adapter_yet_says_so(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

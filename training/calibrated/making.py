@@ -11,10 +11,10 @@ from pathlib import Path
 from pipelines.artifacts import Dataset
 from pipelines.config import Config
 from pipelines.schemes import SCHEMES
+from pipelines.system.durable import partial_of
 from pipelines.system.manifest import read_manifest
 from training.calibrated.compress import calibrate
 from training.sources.cache import is_whole
-from training.weights.journal import unfinished
 from training.weights.making import Made, make
 from training.weights.released import Release
 from training.weights.stream import Figures, Pass, peak_rss_gib
@@ -38,7 +38,7 @@ def make_calibrated(
         MachineUnfit: The environment of llm-compressor is missing, or disk or memory is too small.
     """
     ((name, scheme),) = one_pass.schemes.items()
-    checkpoint, partial = one_pass.checkpoint, unfinished(folder / name)
+    checkpoint, partial = one_pass.checkpoint, partial_of(folder / name)
     if not (is_whole(folder / merged) and read_manifest(folder / merged)["made_from"] == made_from):
         merge = Pass(checkpoint, one_pass.update, {merged: SCHEMES["bf16"]}, one_pass.max_bytes, one_pass.device)
         make(merge, folder, config.images, made_from).seal()

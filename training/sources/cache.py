@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.model_source import Source
+from pipelines.system.durable import partial_of
 from pipelines.system.manifest import NAME, ManifestMismatch, read_manifest, verify_manifest
-from training.sources.transfer import partial_of
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def reopened(folder: Path, paths: set[str]) -> Path:
         folder: The finished form.
         paths: Of the model's files; anything else is deleted.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_of(folder)
     if folder.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
         (folder / NAME).unlink(missing_ok=True)

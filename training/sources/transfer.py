@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from pipelines.errors import DownloadFailed
-from pipelines.system.durable import commit
+from pipelines.system.durable import commit, partial_of
 from training.sources.connection import Address, Connection, Hiccup
 from training.sources.progress import TransferProgress
 from training.sources.published import PublishedFile
@@ -106,11 +106,6 @@ class Transfer:
     def _discard(self, partial: Path) -> None:
         self.progress.found(-_size(partial))
         partial.unlink()
-
-
-def partial_of(target: Path) -> Path:
-    """Where a file grows until it is whole."""
-    return target.with_name(f".{target.name}.partial")
 
 
 def bytes_at_hand(file: PublishedFile, folder: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.system.durable import append_line, sha256_file, write_text
+from pipelines.system.durable import append_line, partial_of, sha256_file, write_text
 from training.weights.writer import Written
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Journal:
 
     def unfinished(self, model: str) -> Path:
         """Where a model lies while it is written."""
-        return unfinished(self._folder / model)
+        return partial_of(self._folder / model)
 
     def note(self, number: int, errors: Sequence[float]) -> None:
         """Hand in figures of a shard, before the last bytes of its files."""
@@ -99,11 +99,6 @@ class Journal:
 def journal_file(folder: Path, models: Sequence[str]) -> Path:
     """Of the pass that writes these models into a folder."""
     return folder / f".{'-'.join(models)}.shards.jsonl"
-
-
-def unfinished(folder: Path) -> Path:
-    """Where a model lies while it is written."""
-    return folder.with_name(f".{folder.name}.partial")
 
 
 def _whole(line: str) -> bool:

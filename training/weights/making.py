@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import Images
-from training.weights.journal import journal_file, unfinished
+from pipelines.system.durable import partial_of
+from training.weights.journal import journal_file
 from training.weights.proof import prove
 from training.weights.released import Release
 from training.weights.stream import Figures, Pass
@@ -28,7 +29,7 @@ class Made:
 
     def unfinished(self, name: str) -> Path:
         """Where a model lies until it is sealed."""
-        return unfinished(self.folder / name)
+        return partial_of(self.folder / name)
 
     def quantized(self, name: str) -> int:
         """Tensors of a model that were rounded."""
@@ -70,7 +71,7 @@ def make(one_pass: Pass, folder: Path, images: Images | None, made_from: Mapping
     verified = 0
     for name, release in releases.items():
         with full_disk_named(folder):
-            release.complete(unfinished(folder / name))
-        proven = prove(unfinished(folder / name), checkpoint, one_pass.update, release.scheme)
+            release.complete(partial_of(folder / name))
+        proven = prove(partial_of(folder / name), checkpoint, one_pass.update, release.scheme)
         verified += proven if release.scheme.bits else 0
     return Made(folder, releases, figures, verified)

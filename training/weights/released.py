@@ -16,11 +16,10 @@ import torch
 from pipelines.config import Images
 from pipelines.errors import ExportRejected
 from pipelines.schemes import Scheme
-from pipelines.system.durable import commit
+from pipelines.system.durable import commit, partial_of
 from pipelines.system.manifest import NAME, write_manifest
 from training.int8 import quantization_config, scale_name
 from training.weights.checkpoint import Checkpoint, expected_tensors
-from training.weights.journal import unfinished
 from training.weights.shards import INDEX, NAMES, Spec, Stored, read_header, read_headers
 from training.weights.writer import Written
 
@@ -73,7 +72,7 @@ class Release:
         Returns:
             The manifest's digest.
         """
-        partial = unfinished(folder)
+        partial = partial_of(folder)
         digest = write_manifest(
             partial,
             about={one.file: self._about(partial / one.file, one) for one in files},

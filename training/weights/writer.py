@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.errors import MachineUnfit
-from pipelines.system.durable import commit, write_text
+from pipelines.system.durable import commit, partial_of, write_text
 from training.weights.shards import INDEX, Spec, header_bytes
 
 WAITING = 16
@@ -176,7 +176,7 @@ class _File:
 
     def __init__(self, path: Path, finished: Callable[[Written], None]) -> None:
         self.path, self._finished = path, finished
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = partial_of(path)
         self._queue: queue.Queue[memoryview | _End] = queue.Queue(WAITING)
         self._sha = hashlib.sha256()
         self._size = 0

@@ -12,6 +12,7 @@ import torch
 from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.errors import ExportRejected, MachineUnfit
 from pipelines.schemes import SCHEMES, Scheme, scheme_of
+from pipelines.system.durable import partial_of
 from pipelines.system.manifest import read_manifest, verify_manifest
 from tests.training.calibrated.conftest import Merge, tensor_files
 from tests.training.parts import Configure
@@ -19,7 +20,6 @@ from training.calibrated import compress
 from training.calibrated.compress import calibrate, memory_bytes
 from training.int8 import is_quantized, quantize
 from training.weights.checkpoint import open_checkpoint
-from training.weights.journal import unfinished
 from training.weights.released import Release
 from training.weights.shards import Stored, read_headers
 
@@ -36,12 +36,12 @@ def test_a_calibrated_model_is_released_like_one_of_our_own(
     scheme: Scheme, any_base: BaseSnapshot, merged: Path, data: Dataset, configure: Configure, tmp_path: Path
 ) -> None:
     config, folder = configure("export.calibration_rows=12", "export.max_shard_gb=0.001"), tmp_path / "model"
-    calibration = calibrate(config, scheme, merged, data, unfinished(folder))
+    calibration = calibrate(config, scheme, merged, data, partial_of(folder))
     assert len(calibration.errors) == (66 if "Moe" in any_base.architecture else 21)
     assert (calibration.rows, calibration.fallbacks) == (12, 0)
     assert max(calibration.errors) < (0.02 if scheme.bits == 8 else 0.2)
     release = Release(open_checkpoint(merged, any_base.digest), scheme, config.images, {"base": any_base.digest})
-    release.complete(unfinished(folder))
+    release.complete(partial_of(folder))
     verify_manifest(folder, release.seal(folder, calibration.files))
     assert read_manifest(folder)["scheme"] == scheme.name
     assert tensor_files(folder) == {written.file for written in calibration.files}
