@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipelines.artifacts import Answer
+from pipelines.evaluation import Answer
 from pipelines.system.durable import write_text
 
 

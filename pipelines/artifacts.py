@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.artifact import Artifact
-from pipelines.parity import Agreement
 
 
 class BaseSnapshot(Artifact):
@@ -127,89 +126,6 @@ class Adapter(Artifact):
 
     memory: dict[str, MemoryPeak]
     """By phase: load, train, evaluate, save. Of the first device."""
-
-
-class Score(Artifact):
-    """Right answers of a slice, with a two-sided 95 % Wilson interval."""
-
-    correct: int
-    n: int
-    low: float
-    high: float
-
-    @property
-    def share(self) -> float:
-        """Right answers of all, 0 to 1."""
-        return self.correct / self.n
-
-
-class Evaluation(Artifact):
-    """One model measured as it was served."""
-
-    subject: Literal["base", "merged", "candidate"]
-    model_digest: str
-    scheme: str
-    """That it was served in."""
-
-    answers: Path
-    """JSONL, one `Answer` a line."""
-
-    scores: dict[str, Score]
-    """By slice."""
-
-    start_seconds: float
-    answer_seconds: float
-    requests_per_minute: float
-    latency_p50_ms: float
-    latency_p99_ms: float
-    peak_gib: float
-    """Peak resident memory of the engine's processes."""
-
-    parity: Agreement | None = None
-    """Of its predictions with those of the base with its adapter, where the export step left some to compare with."""
-
-
-class Answer(Artifact):
-    """One answered question."""
-
-    item: str
-    slice: str
-    expected: str
-    text: str
-    finish_reason: str
-    seconds: float
-    cluster: str | None = None
-    """Digest of the images that were shown; questions about the same ones are not independent. None: of its own."""
-
-    @property
-    def correct(self) -> bool:
-        """Exact match, white space at the ends apart."""
-        return self.text.strip() == self.expected.strip()
-
-
-class EvalReport(Artifact):
-    """The candidate, the merged bf16 model and the base, measured by one engine on the same questions."""
-
-    engine: str
-    """Engine and version."""
-
-    test_digest: str
-    prompt_digest: str
-    """Of chat template, pixel limits and decoding: two reports compare only if it is equal."""
-
-    evaluations: tuple[Evaluation, ...]
-    golden: Path
-    """JSONL of questions with the candidate's answers, for the probe at promotion."""
-
-    served_parity: Agreement | None = None
-    """The candidate's."""
-
-    concurrency: int | None = None
-    """Questions in flight: latencies compare only if it is equal. None: of a report that did not say."""
-
-    def subject(self, name: str) -> Evaluation | None:
-        """The evaluation of `base`, `merged` or `candidate`, or None when it was not measured."""
-        return next((e for e in self.evaluations if e.subject == name), None)
 
 
 class Finding(Artifact):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.artifacts import EvalReport, Evaluation
+from pipelines.evaluation import EvalReport, Evaluation
 
 LABELS = {"base": "base {}", "merged": "fine-tuned {}", "candidate": "fine-tuned {}, as served"}
 """Subjects in the order they are drawn, with a place for the scheme."""

@@ -38,6 +38,22 @@ class Requirement(Section):
         return -(self.margin or 0.0)
 
 
+class Limit(Section):
+    """What one share of marked answers must be, whatever the reference did."""
+
+    metric: str
+    """Its name in the report, such as `catalog/attributes/schema_valid` or `x-ray/sensitivity/fracture`."""
+
+    minimum: float | None = Field(None, ge=0, le=1)
+    maximum: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.minimum is None and self.maximum is None:
+            raise ValueError(f"{self.metric}: say a minimum, a maximum or both")
+        return self
+
+
 class Gate(Section):
     """May a candidate replace the champion? Without a champion it is compared with the base."""
 
@@ -49,6 +65,9 @@ class Gate(Section):
 
     quantization_margin: float = Field(0.02, ge=0, le=1)
     """Largest loss tolerated against the merged bf16 model, where it was measured."""
+
+    limits: tuple[Limit, ...] = ()
+    """Of shares that the report names, beside those that a scenario brings."""
 
     max_empty: float = Field(0.01, ge=0, le=1)
     """Largest share of answers without a word, whatever the reference did."""

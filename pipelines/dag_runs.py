@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import EvalReport, GateDecision, ModelVersion
+from pipelines.artifacts import GateDecision, ModelVersion
 from pipelines.config_file import load_config
 from pipelines.errors import BadInput
+from pipelines.evaluation import EvalReport
 from pipelines.run import Run, run_name
 from pipelines.settings import ROOT, Settings
 from pipelines.steps import EVALUATE, GATE, REGISTER

@@ -10,10 +10,11 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.artifacts import EvalReport, Finding, GateDecision
+from pipelines.artifacts import Finding, GateDecision
 from pipelines.charts import accuracy_chart
 from pipelines.config import Config
 from pipelines.config_gate import Gate
+from pipelines.evaluation import EvalReport
 from pipelines.judgement.guards import guards
 from pipelines.judgement.objections import objections
 from pipelines.judgement.quality import quality

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines import tracking
-from pipelines.artifacts import EvalReport, GateDecision, ModelVersion
+from pipelines.artifacts import GateDecision, ModelVersion
 from pipelines.config import Config
 from pipelines.errors import BadInput
+from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
 from pipelines.reports import read_report
 from pipelines.run import Run

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.artifacts import EvalReport
 from pipelines.errors import BadInput
+from pipelines.evaluation import EvalReport
 from pipelines.run import Record
 
 

@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from pipelines.artifact import Artifact
-from pipelines.artifacts import (
-    Adapter,
-    BaseSnapshot,
-    Dataset,
-    Deployment,
-    EvalReport,
-    GateDecision,
-    ModelVersion,
-)
+from pipelines.artifacts import Adapter, BaseSnapshot, Dataset, Deployment, GateDecision, ModelVersion
+from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
 
 T = TypeVar("T", bound=Artifact)

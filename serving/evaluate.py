@@ -18,9 +18,10 @@ from typing import Literal
 import psutil
 
 from pipelines.answers import read_answers
-from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport, Evaluation
+from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.config import Config
 from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid, Unreachable
+from pipelines.evaluation import EvalReport, Evaluation
 from pipelines.exported import QuantizedModel
 from pipelines.parity import Agreement, Parity, require_agreement
 from pipelines.progress import counting

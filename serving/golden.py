@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.artifacts import Answer
+from pipelines.evaluation import Answer
 from pipelines.system.durable import write_text
 from serving.questions import Message, Question, encode
 

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipelines.artifacts import Answer, Score
 from pipelines.errors import EvaluationInvalid, VlmopsError
+from pipelines.evaluation import Answer, Score
 from pipelines.statistics import wilson
 from serving.client import Client, Metrics, metrics
 from serving.questions import Question

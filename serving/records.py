@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.answers import read_answers, write_answers
-from pipelines.artifacts import Answer, Evaluation
+from pipelines.evaluation import Answer, Evaluation
 from pipelines.system.durable import commit, sha256_file, write_text
 
 ANSWERS = "answers.jsonl"

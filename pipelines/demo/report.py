@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.answers import read_answers
-from pipelines.artifacts import EvalReport, Evaluation, Score
 from pipelines.charts import SCHEME_LABELS
+from pipelines.evaluation import EvalReport, Evaluation, Score
 from pipelines.parity import Agreement, Parity
 from pipelines.run import Run
 from pipelines.steps import EVALUATE, EXPORT, GATE, REDEPLOY, RETRAIN, Step

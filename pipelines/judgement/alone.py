@@ -8,10 +8,11 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.artifacts import EvalReport, GateDecision
+from pipelines.artifacts import GateDecision
 from pipelines.config_file import load_config
 from pipelines.config_gate import Gate
 from pipelines.errors import DONE, REJECTED, BadInput
+from pipelines.evaluation import EvalReport
 from pipelines.gate import judge
 from pipelines.judgement.side import Side, read_side
 from pipelines.reports import first_problem, read_report, report_folder

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.artifacts import EvalReport, Evaluation, Finding
+from pipelines.artifacts import Finding
 from pipelines.config_gate import Gate
+from pipelines.evaluation import EvalReport, Evaluation
 from pipelines.judgement.side import Side, objection
 
 

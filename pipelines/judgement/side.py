@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.answers import read_answers
-from pipelines.artifacts import Answer, EvalReport, Evaluation, Finding
+from pipelines.artifacts import Finding
+from pipelines.evaluation import Answer, EvalReport, Evaluation
 
 Answers = Mapping[str, Answer]
 """By item."""

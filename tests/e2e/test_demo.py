@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from pipelines.artifacts import EvalReport
 from pipelines.embedded.mlflow_server import mlflow_server
+from pipelines.evaluation import EvalReport
 from pipelines.registry import Registry
 from pipelines.run import Run, runs_below
 from pipelines.settings import Settings

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from pipelines.answers import write_answers
-from pipelines.artifacts import Adapter, Answer, EvalReport, Evaluation, GateDecision, Score
+from pipelines.artifacts import Adapter, GateDecision
 from pipelines.config import Config
 from pipelines.config_file import load_config
+from pipelines.evaluation import Answer, EvalReport, Evaluation, Score
 from pipelines.exported import QuantizedModel
 from pipelines.run import Run
 from pipelines.settings import ROOT, Settings

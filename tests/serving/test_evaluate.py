@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.answers import read_answers
-from pipelines.artifacts import BaseSnapshot, Dataset, EvalReport
+from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.config import Config
 from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid, ExportRejected
+from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
 from pipelines.parity import Agreement, GoldenPrompt, Parity
 from pipelines.system.manifest import ManifestMismatch, manifest_digest

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.artifacts import Answer, EvalReport, Evaluation, GateDecision
+from pipelines.artifacts import GateDecision
+from pipelines.evaluation import Answer, EvalReport, Evaluation
 from pipelines.judgement.side import Side
 
 GOOD = "1" * 580 + "0" * 20

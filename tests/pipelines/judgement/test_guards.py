@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.artifacts import Answer
 from pipelines.config_gate import Gate, Requirement
+from pipelines.evaluation import Answer
 from pipelines.judgement.guards import guards
 
 RULES = Gate(requirements=(Requirement(slice="s", margin=0.1),), max_empty=0.02, max_cut=0.1)
