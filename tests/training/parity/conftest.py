@@ -30,11 +30,13 @@ class Exported:
     folder: Path
     prompts: list[Prompt]
 
-    def measure(self, exported: Path, merged: Path | None = None, adapter: Path | None = None) -> Parity:
-        """Compare on a CPU."""
+    def measure(
+        self, exported: Path, merged: Path | None = None, adapter: Path | None = None, device: str = "cpu"
+    ) -> Parity:
+        """Compare, on a CPU unless told."""
         adapter = adapter or self.adapter
         golden = self.folder / "golden"
-        return measure_parity(self.base, adapter, exported, merged, self.prompts, device="cpu", folder=golden)
+        return measure_parity(self.base, adapter, exported, merged, self.prompts, device=device, folder=golden)
 
 
 @pytest.fixture(scope="session")

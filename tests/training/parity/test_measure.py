@@ -39,6 +39,15 @@ def test_a_right_export_agrees(either: Exported) -> None:
     require_parity(parity, SCHEMES["int8_w8a8"], LIMITS)
 
 
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same(either: Exported) -> None:
+    gpu, cpu = either.measure(either.int8, device="cuda"), either.measure(either.int8)
+    assert gpu.exported.positions == cpu.exported.positions
+    for ours, theirs in ((gpu.exported, cpu.exported), (gpu.nf4, cpu.nf4), (gpu.base, cpu.base)):
+        assert ours.mean_kl == pytest.approx(theirs.mean_kl, rel=0.3, abs=1e-4)
+    require_parity(gpu, SCHEMES["int8_w8a8"], LIMITS)
+
+
 def test_the_merge_computed_is_the_merge_written(either: Exported) -> None:
     computed, written = either.measure(either.int8).merged, either.measure(either.int8, either.merged).merged
     assert computed

@@ -99,9 +99,10 @@ def test_a_row_of_zeros_keeps_a_scale_that_engines_take() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rank", [0, 16])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_gpu_gives_the_same_bits(transposed: bool) -> None:
-    one = case(1536, 2048, transposed=transposed, rank=0)
+def test_a_gpu_gives_the_same_bits(transposed: bool, rank: int) -> None:
+    one = case(1536, 2048, transposed=transposed, rank=rank)
     gpu, cpu = _computed(one, OnDevice(ALL, "cuda")), _computed(one, OnProcessor(ALL))
     for name in ALL:
         assert all(torch.equal(a, b) for a, b in zip(_bits(gpu[name]), _bits(cpu[name]), strict=True))
