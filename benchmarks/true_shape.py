@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+from transformers import AutoTokenizer, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from training.builtin.processor import build_processor
 
@@ -51,11 +51,33 @@ VISION: dict[str, Any] = {
 }
 
 
+def write_config(folder: Path, layers: int = 48, *, whole_vocabulary: bool = False) -> Qwen3VLMoeConfig:
+    """Write everything but the weights.
+
+    Args:
+        whole_vocabulary: Give a text to each id that the model may answer with; the built-in tokenizer knows a few
+            hundred.
+    """
+    folder.mkdir(parents=True)
+    build_processor().save_pretrained(folder)
+    if whole_vocabulary:
+        _name_every_token(folder / "tokenizer.json")
+    config = _config(layers, AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids)
+    (folder / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": [_ARCHITECTURE]}, default=str))
+    return config
+
+
+def _name_every_token(tokenizer: Path) -> None:
+    known = json.loads(tokenizer.read_text())
+    vocabulary = known["model"]["vocab"]
+    taken = {*vocabulary.values(), *(token["id"] for token in known["added_tokens"])}
+    vocabulary |= {f"w{number}": number for number in range(TEXT["vocab_size"]) if number not in taken}
+    tokenizer.write_text(json.dumps(known))
+
+
 def write_checkpoint(folder: Path, layers: int) -> None:
     """Write the checkpoint, several files at a time."""
-    folder.mkdir(parents=True)
-    processor = build_processor()
-    config = _config(layers, processor.tokenizer.convert_tokens_to_ids)
+    config = write_config(folder, layers)
     with torch.device("meta"):
         shapes = {n: tuple(t.shape) for n, t in Qwen3VLMoeForConditionalGeneration(config).state_dict().items()}
     big = [name for name in shapes if ".experts." in name]
@@ -66,15 +88,13 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         list(pool.map(lambda pair: _write(folder / pair[0], pair[1], shapes), zip(names, files, strict=True)))
     index = {name: file for file, group in zip(names, files, strict=True) for name in group}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": [_ARCHITECTURE]}, default=str))
-    processor.save_pretrained(folder)
 
 
 _ARCHITECTURE = "Qwen3VLMoeForConditionalGeneration"
 
 
 def _config(layers: int, ids: Any) -> Qwen3VLMoeConfig:
-    """The marks are those of the built-in tokenizer."""
+    """The marks are those of the tokenizer."""
     marks = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     marks |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     return Qwen3VLMoeConfig(

@@ -132,7 +132,9 @@ class Finding(Artifact):
     """What the gate found on one requirement."""
 
     name: str
-    """The slice, or `quantization`, `empty`, `cut`, `latency`, `memory`; `evaluation` where nothing can be compared."""
+    """The slice, the share that has a limit, or `quantization`, `empty`, `cut`, `latency`, `memory`; `evaluation` where
+    nothing can be compared.
+    """
 
     outcome: Literal["pass", "fail", "inconclusive"]
     reason: str
@@ -140,6 +142,27 @@ class Finding(Artifact):
 
     items_needed: int | None = None
     """Of an inconclusive finding: about how many items would decide."""
+
+    difference: float | None = None
+    """Observed, from the reference: shares or mean grades, -1 to 1. None where nothing was compared, as below."""
+
+    lower: float | None = None
+    """One-sided bound of the difference, at `gate.confidence`."""
+
+    upper: float | None = None
+    """The other one-sided bound; each holds alone."""
+
+    threshold: float | None = None
+    """What the difference must surely exceed: minus the margin, or 0 where a gain is required."""
+
+    n: int | None = None
+    """Items that were compared, or answers that a limit's share is of."""
+
+    wins: int | None = None
+    """Items that the candidate answers better; of answers that are right or wrong, that it alone has right."""
+
+    losses: int | None = None
+    """Items that the reference answers better."""
 
 
 class GateDecision(Artifact):
@@ -174,6 +197,9 @@ class ModelVersion(Artifact):
 
     tracking_run: str
     """MLflow run id."""
+
+    report: str | None = None
+    """Address of the page that a person reads before deciding. None: registered by a version that wrote none."""
 
 
 class Deployment(Artifact):

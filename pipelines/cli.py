@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,16 @@ from typing import get_args
 
 from pipelines import line
 from pipelines.budget.show import show_plan
+from pipelines.comparison.rows import CONTESTANTS
 from pipelines.config import Config
 from pipelines.config_export import GroupSize
 from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
-from pipelines.errors import DONE, VlmopsError
+from pipelines.errors import DONE, FAILED, VlmopsError
 from pipelines.judgement.alone import judge_reports
-from pipelines.launch import environment, run_step
+from pipelines.launch import run_module, run_step
 from pipelines.run import Run
+from pipelines.scenarios.commands import add_scenario
 from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.status import show_run, show_runs
@@ -38,7 +39,9 @@ EXAMPLES = """examples:
   vlmops step .vlmops/runs/smoke gate                   one step of a run
   vlmops status                                         the runs there are
   vlmops gate .vlmops/runs/r8 --against .vlmops/runs/smoke
+  vlmops scenario check configs/scenarios/catalog       what is wrong with a scenario pack
   vlmops export .vlmops/runs/smoke --scheme bf16        a run's model in another scheme
+  vlmops compare .vlmops/runs/smoke --schemes bf16 int8_w8a8 int4_w4a16
   vlmops stack                                          Airflow, MLflow and the serving front, until Ctrl-C
   vlmops promote --version 3 --reason "reads sevens"    approve a version and put it into service
   vlmops rollback                                       back to what served before
@@ -53,6 +56,15 @@ EXPORT_EXAMPLES = """examples:
   vlmops export .vlmops/runs/smoke --adapter-only       for `vllm serve BASE --enable-lora`
 
 An interrupted export is continued by the same command.
+"""
+
+COMPARE_EXAMPLES = """examples:
+  vlmops compare .vlmops/runs/smoke --schemes bf16 int8_w8a8
+  vlmops compare configs/qwen3_vl_30b.yaml --schemes bf16 fp16 int8_w8a8 int4_w4a16 gptq_int4
+  vlmops compare .vlmops/runs/smoke --schemes bf16 int4_w4a16 --set export.group_size=32 --set load.requests=50
+  vlmops compare .vlmops/runs/smoke --schemes bf16 int8_w8a8 --questions 200 --out tables
+
+A scheme that was measured is not measured again. Exit code 1 if one has no figures, unless it does not fit the card.
 """
 
 
@@ -130,6 +142,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))  # fmt: skip
 
+    add_scenario(commands.add_parser("scenario", help="scenario packs: list, check, make of your own images"))
+
+    _add_compare(commands.add_parser(
+        "compare", help="a run's model in several schemes: speed, memory and quality as served",
+        epilog=COMPARE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    ))  # fmt: skip
+
     ask = commands.add_parser("ask", help="ask the served model about an image")
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
@@ -146,6 +165,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, help="such as configs/smoke.yaml")
+    _add_overrides(command)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set",
         dest="overrides",
@@ -166,6 +189,15 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompts", type=int, help="whose predictions are compared; a run's own, else 8; 0: unproven")
     command.add_argument("--adapter-only", action="store_true", help="the adapter for vLLM, to be served on its base")
     command.set_defaults(command=_export)
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", type=Path, help="directory of a run, or a config: trained first if it is not there")
+    command.add_argument("--schemes", nargs="+", choices=CONTESTANTS, required=True, help="rows of the table, in order")
+    command.add_argument("--out", type=Path, help="folder of the results; RUN/compare by default")
+    command.add_argument("--questions", type=int, help="so many of the test questions, evenly spread; all by default")
+    _add_overrides(command)
+    command.set_defaults(command=_compare)
 
 
 def _add_service_config(command: argparse.ArgumentParser) -> None:
@@ -239,15 +271,21 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _run_ml(module: str, *arguments: str) -> int:
-    """Run a module in the ml environment; a Ctrl-C reaches it too, and how it ends is its own business."""
-    settings = Settings()
-    with subprocess.Popen([settings.ml_python, "-m", module, *arguments], env=environment(settings)) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            return process.wait()
-        finally:
-            process.terminate()
+    """Run a module in the ml environment; it says itself how it ended, also by Ctrl-C."""
+    try:
+        return run_module(Settings(), module, *arguments)
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from pipelines.comparison.compare import compare  # tables and budgets that no other command needs
+
+    try:
+        return compare(args.target, args.schemes, args.out, args.questions, args.overrides, Settings())
+    except KeyboardInterrupt:
+        print("vlmops: stopped; the same command goes on with the scheme that it was at", file=sys.stderr)
+        return FAILED
 
 
 def _stack(args: argparse.Namespace) -> int:  # noqa: ARG001

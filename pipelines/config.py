@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipelines.config_export import Export
 from pipelines.config_gate import Gate
+from pipelines.config_load import Load
 from pipelines.hardware import Hardware, objections
 from pipelines.model_source import ModelSource
 from pipelines.section import Section
@@ -192,6 +193,10 @@ class Evaluate(Section):
     golden_items: int = Field(8, ge=1)
     """Questions whose answers are recorded for the probe at promotion."""
 
+    scenarios: tuple[Annotated[str, Field(pattern=r"^(/.+|[a-z0-9][a-z0-9_-]*)$")], ...] = ()
+    """Scenario packs that are asked beside the test split, with rules of their own for the gate: a shipped one by its
+    name, any other by the whole path of its folder."""
+
 
 class Registry(Section):
     """Where versions are registered."""
@@ -216,6 +221,7 @@ class Config(Section):
     serving: Serving
     evaluate: Evaluate = Evaluate()
     gate: Gate
+    load: Load = Load()
     registry: Registry
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.config import Config
-from pipelines.errors import ConfigError
+from pipelines.errors import BadInput, ConfigError
 from pipelines.settings import ROOT
 
 
@@ -29,9 +29,12 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     if isinstance(raw.get("hardware"), str):
         raw["hardware"] = _read_profile(path, raw["hardware"])
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_problems(path, error)) from None
+    for scenario in config.evaluate.scenarios:
+        _require_pack(path, scenario)
+    return config
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -52,6 +55,21 @@ def _read_profile(path: Path, name: str) -> dict[str, Any]:
             return _read_mapping(profile)
     known = sorted(p.stem for p in (ROOT / "configs" / "hardware").glob("*.yaml"))
     raise ConfigError(f"{path}: hardware = {name!r}: no such profile; known: {', '.join(known)}")
+
+
+def _require_pack(path: Path, name: str) -> None:
+    """What is wrong with a pack is found before anything is trained, its images apart: the evaluation reads them."""
+    from pipelines.scenarios.check import read_pack, require_items  # with scorers that most configs do not need
+    from pipelines.scenarios.shelf import find_pack
+
+    try:
+        folder = find_pack(name)
+        pack, problems = read_pack(folder)
+        if pack is None:
+            raise BadInput("; ".join(map(str, problems)))
+        require_items(folder, pack)
+    except BadInput as error:
+        raise ConfigError(f"{path}: evaluate.scenarios: {error}") from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -16,13 +17,13 @@ class Requirement(Section):
     """Name of the slice."""
 
     margin: float | None = Field(None, ge=0, le=1)
-    """Largest loss that is tolerated, as a share of the items: 0.02 is two points."""
+    """Largest loss that is tolerated, as a share of the items or of the mean grade: 0.02 is two points."""
 
     superiority: bool = False
     """Instead of a margin: the candidate must surely be better than the reference."""
 
     minimum: float = Field(0.0, ge=0, le=1)
-    """Least share of right answers, whatever the reference did."""
+    """Least share of right answers, or mean grade, whatever the reference did."""
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -39,7 +40,9 @@ class Requirement(Section):
 
 
 class Limit(Section):
-    """What one share of marked answers must be, whatever the reference did."""
+    """What one share of marked answers must be, whatever the reference did. The observed share counts; its interval is
+    shown beside it.
+    """
 
     metric: str
     """Its name in the report, such as `catalog/attributes/schema_valid` or `x-ray/sensitivity/fracture`."""
@@ -61,7 +64,7 @@ class Gate(Section):
     """Of the one-sided bounds."""
 
     requirements: tuple[Requirement, ...] = Field(min_length=1)
-    """All must hold. A slice of the test split without a requirement is refused."""
+    """All must hold, beside those that scenarios bring. A slice of the test split without a requirement is refused."""
 
     quantization_margin: float = Field(0.02, ge=0, le=1)
     """Largest loss tolerated against the merged bf16 model, where it was measured."""
@@ -73,7 +76,7 @@ class Gate(Section):
     """Largest share of answers without a word, whatever the reference did."""
 
     max_cut: float = Field(0.05, ge=0, le=1)
-    """Largest share of answers that were cut at evaluate.max_new_tokens."""
+    """Largest share of answers that were cut at evaluate.max_new_tokens, or at that of their scenario."""
 
     max_latency_ratio: float | None = Field(None, gt=0)
     """Largest 99th percentile of the seconds an answer takes, as a multiple of the reference's: 1.2 is a fifth slower.
@@ -86,3 +89,10 @@ class Gate(Section):
     """Different candidates that may be judged on one test split against the same reference. Each look at sealed items
     uses them up a little: of twenty candidates whose loss is the margin, about one passes at 95 % confidence. Say why
     beside it where you raise it."""
+
+    @model_validator(mode="after")
+    def _has_one_requirement_a_slice(self) -> Self:
+        counts = Counter(requirement.slice for requirement in self.requirements)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
+            raise ValueError(f"slices with two requirements: {', '.join(twice)}; leave one for each")
+        return self

@@ -84,8 +84,10 @@ def registered_candidate(extras: Sequence[Mapping[str, Any]], named: str | None,
 
 
 def review_text(version: ModelVersion, report: EvalReport, decision: GateDecision) -> str:
-    """The figures a person decides on, as Markdown."""
+    """The figures a person decides on, as Markdown, below the address of the whole report."""
     lines = [f"The gate says **{decision.outcome}** against {decision.reference}.", ""]
+    if version.report is not None:
+        lines += [f"[Report: pictures, changed answers, where it comes from]({version.report})", ""]
     lines += [f"- {finding.name}: **{finding.outcome}**. {finding.reason}" for finding in decision.findings]
     lines += ["", "| slice | " + " | ".join(e.subject for e in report.evaluations) + " |"]
     lines += ["|---" * (len(report.evaluations) + 1) + "|"]

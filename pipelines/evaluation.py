@@ -13,16 +13,20 @@ from pipelines.parity import Agreement
 
 
 class Score(Artifact):
-    """Right answers of a slice, with a two-sided 95 % Wilson interval."""
+    """Right answers of a slice, with a two-sided 95 % interval."""
 
-    correct: int
+    correct: float
+    """Right answers, or the sum of grades of 0 to 1 where an answer can be right in part."""
+
     n: int
     low: float
+    """Wilson's for right answers; for grades by `pipelines.grades.mean_bounds`."""
+
     high: float
 
     @property
     def share(self) -> float:
-        """Right answers of all, 0 to 1."""
+        """Right answers of all, or the mean grade: 0 to 1."""
         return self.correct / self.n
 
 
@@ -35,7 +39,7 @@ class Evaluation(Artifact):
     """That it was served in."""
 
     answers: Path
-    """JSONL, one `Answer` a line."""
+    """Parquet, an `Answer` a row; JSONL in reports of earlier versions."""
 
     scores: dict[str, Score]
     """By slice."""

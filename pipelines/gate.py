@@ -19,7 +19,9 @@ from pipelines.judgement.guards import guards
 from pipelines.judgement.objections import objections
 from pipelines.judgement.quality import quality
 from pipelines.judgement.resources import resources
+from pipelines.judgement.scenario_rules import limits, with_scenarios
 from pipelines.judgement.side import Side, read_side
+from pipelines.page.page import write_page
 from pipelines.registry import Registry
 from pipelines.sealed import Attempt, sealed_split
 from pipelines.settings import Settings
@@ -44,6 +46,7 @@ def gate(config: Config, folder: Path, report: EvalReport) -> GateDecision:
         reference = read_side(registry.report(champion, folder / "champion"), "candidate", name)
     decision = judge(config.gate, report, reference, name, run=folder.parent.name, sealed=settings.sealed)
     accuracy_chart(report, folder / "accuracy.png")
+    write_page(config, folder, report, reference, decision)
     for finding in decision.findings:
         log.info("%s %s: %s", finding.outcome.upper(), finding.name, finding.reason)
     return decision
@@ -90,16 +93,19 @@ def decide(
     """The gate's decision; the worst finding decides.
 
     Args:
+        rules: Of the config; the candidate's scenarios bring their own beside them.
         candidate: As it will be served, or None if it was not measured.
         reference: What it would replace.
         merged: The merged bf16 model, where it was measured.
         reference_name: What reasons call the reference.
     """
+    rules = rules if candidate is None else with_scenarios(rules, candidate.report)
     findings = objections(rules, candidate, reference)
     if not findings and candidate is not None and reference is not None:
         findings = (
             *quality(rules, candidate, reference, merged),
             *guards(rules, candidate.answers),
+            *limits(rules, candidate.evaluation.metrics),
             *resources(rules, candidate, reference),
         )
     return GateDecision(outcome=_worst(findings), reference=reference_name, findings=findings)

@@ -57,3 +57,18 @@ def run_step(step: Step[Any], run: Path, settings: Settings) -> int:
         if process.poll() is None:
             process.terminate()  # the step stops what it started itself
             process.wait()
+
+
+def run_module(settings: Settings, module: str, *arguments: str) -> int:
+    """Run a module in the ml environment and return its exit code.
+
+    A Ctrl-C reaches it too, and how it ends is its own business.
+    """
+    with subprocess.Popen([settings.ml_python, "-m", module, *arguments], env=environment(settings)) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        finally:
+            process.terminate()

@@ -17,6 +17,7 @@ from pipelines.config import Config
 from pipelines.errors import BadInput
 from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
+from pipelines.page.place import PLACE
 from pipelines.reports import read_report
 from pipelines.run import Run
 from pipelines.settings import Settings
@@ -47,6 +48,7 @@ def register(
         "serving": config.serving.model_dump_json(),
         "golden": str(report.golden),
         "run": str(run.root),
+        "report": tracking.file_address(tracking_run, PLACE, settings),
     }
     registry = Registry(settings, config.registry.model)
     return registry.add(tags, tracking_run)
@@ -155,7 +157,12 @@ class Registry:
         )
         self._client.finalize_logged_model(logged.model_id, "READY")
         return self._client.create_model_version(
-            self.model, source=f"models:/{logged.model_id}", run_id=tracking_run, model_id=logged.model_id, tags=tags
+            self.model,
+            source=f"models:/{logged.model_id}",
+            run_id=tracking_run,
+            model_id=logged.model_id,
+            tags=tags,
+            description=f"[Report: what the gate saw]({tags['report']})",  # MLflow makes no link of a tag
         )
 
     def _point(self, alias: Alias, version: int) -> None:
@@ -179,5 +186,6 @@ def _model_version(registered: Registered) -> ModelVersion:
         digest=tags["digest"],
         serving=tags["serving"],
         golden=tags["golden"],
+        report=tags.get("report"),
         tracking_run=registered.run_id or "",
     )

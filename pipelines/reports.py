@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipelines.answers import answers_file
 from pipelines.errors import BadInput
 from pipelines.evaluation import EvalReport
 from pipelines.run import Record
@@ -32,7 +33,7 @@ def read_report(folder: Path) -> EvalReport:
     except ValidationError as error:
         raise BadInput(f"{output} is no evaluation report: {first_problem(error)}; evaluate again") from None
     evaluations = tuple(
-        evaluation.model_copy(update={"answers": folder / evaluation.subject / "answers.jsonl"})
+        evaluation.model_copy(update={"answers": answers_file(folder / evaluation.subject)})
         for evaluation in report.evaluations
     )
     if missing := [str(evaluation.answers) for evaluation in evaluations if not evaluation.answers.is_file()]:

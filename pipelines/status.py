@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import BadInput
+from pipelines.page.place import page_of
 from pipelines.run import Run, runs_below
 from pipelines.steps import REDEPLOY, RETRAIN, Step
 
@@ -30,7 +31,7 @@ def _summary(run: Run) -> tuple[str, str, str]:
 
 
 def show_run(run: Run) -> None:
-    """Print a line for each step of a run."""
+    """Print a line for each step of a run, and where its report lies."""
     table = Table("step", "state", "seconds", "peak GiB", box=None, title=str(run.root), title_justify="left")
     for step in _steps(run):
         done = run.finished(step)
@@ -42,6 +43,8 @@ def show_run(run: Run) -> None:
             f"{record.peak_gib:.2f}" if record else "",
         )
     Console().print(table)
+    if (page := page_of(run)) is not None:
+        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def _steps(run: Run) -> tuple[Step[Any], ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PUBLISHED_FILES = ("*.png", "*.json", "history.jsonl", "rejects.jsonl", "*/answers.jsonl")
+PUBLISHED_FILES = ("*.html", "*.png", "*.json", "history.jsonl", "rejects.jsonl", "*/answers.*")
 """Of a step's folder; weights and images stay where they are."""
 
 LONGEST_PARAMETER = 500
@@ -70,6 +70,16 @@ def publish(run: Run, settings: Settings) -> str:
             mlflow.set_tag(run_id, f"failure.{step.name}", f"{failure.error}: {failure.message}"[:5000])
     _set_status(mlflow, run_id, run)
     return run_id
+
+
+def file_address(run_id: str, path: str, settings: Settings) -> str:
+    """Where a person sees a published file: on MLflow's own page, as the file's own address only saves it.
+
+    Raises:
+        Unreachable: MLflow does not answer.
+    """
+    experiment = client(settings).get_run(run_id).info.experiment_id
+    return f"{settings.mlflow_uri}/#/experiments/{experiment}/runs/{run_id}/artifacts/{path}"
 
 
 def publish_if_reachable(run: Run, settings: Settings) -> None:

@@ -5,6 +5,7 @@ Errors: Unreachable when no answer came, EngineFailed when the answer is not one
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipelines.errors import EngineFailed, Unreachable
 
 ENGINE = "the engine"
+JSON = {"Content-Type": "application/json"}
 QUICK = 30.0
 """Seconds for a connection, and for calls that compute nothing: ample, an overloaded machine must lose no request."""
 
@@ -29,6 +31,13 @@ class Reply:
     text: str
     finish_reason: str
     seconds: float
+    request_bytes: int
+    """Of the request's body, images included."""
+
+    prompt_tokens: int | None
+    """As the engine counts them, visual ones included. None: it does not say."""
+
+    answer_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -96,20 +105,41 @@ class Client:
     ) -> None:
         await self._http.aclose()
 
-    async def ask(self, model: str, messages: Sequence[dict[str, Any]], max_tokens: int) -> Reply:
+    async def ask(
+        self, model: str, messages: Sequence[dict[str, Any]], max_tokens: int, stop: Sequence[str] = ()
+    ) -> Reply:
         """The greedy answer to a conversation.
 
         Args:
             messages: In OpenAI's form, images as data URLs.
+            stop: Texts that end the answer and are no part of it.
+
+        Raises:
+            EngineFailed: It refuses the question, as one that is too long, or fails.
+            Unreachable: No answer came.
         """
         body = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+        content = json.dumps(body | ({"stop": list(stop)} if stop else {})).encode()
         began = time.monotonic()
         try:
-            response = await self._http.post("/v1/chat/completions", json=body)
+            response = await self._http.post("/v1/chat/completions", content=content, headers=JSON)
         except httpx.HTTPError as error:
             raise Unreachable(ENGINE, self.url, repr(error)) from None
-        choice = _json(response)["choices"][0]
-        return Reply(choice["message"]["content"] or "", choice["finish_reason"], time.monotonic() - began)
+        if response.status_code == httpx.codes.BAD_REQUEST:
+            raise EngineFailed(
+                f"the engine refuses the question: {response.text[:300]}; shorten it, show fewer or smaller images, or "
+                f"raise serving.max_model_len"
+            )
+        reply = _json(response)
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        return Reply(
+            text=choice["message"]["content"] or "",
+            finish_reason=choice["finish_reason"],
+            seconds=time.monotonic() - began,
+            request_bytes=len(content),
+            prompt_tokens=usage.get("prompt_tokens"),
+            answer_tokens=usage.get("completion_tokens"),
+        )
 
 
 def read(url: str, model: str, messages: Sequence[dict[str, Any]], top: int) -> Reading:

@@ -39,11 +39,14 @@ class Launch:
     images: Images
     hardware: Hardware
     program: tuple[str, ...] = VLLM
+    extra: tuple[str, ...] = ()
+    """Flags after ours; of a flag that is given twice, the last one counts."""
 
     def command(self, port: int) -> list[str]:
         """The argument list of the server."""
         place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", *self.names]
-        return [*self.program, str(self.model), *place, *options(self.serving, self.images, self.hardware)]
+        ours = options(self.serving, self.images, self.hardware)
+        return [*self.program, str(self.model), *place, *ours, *self.extra]
 
 
 def options(serving: Serving, images: Images, hardware: Hardware) -> list[str]:

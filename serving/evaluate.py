@@ -1,4 +1,5 @@
-"""The step `evaluate`: base, merged and candidate, each served by the same engine and asked every sealed question.
+"""The step `evaluate`: base, merged and candidate, each served by the same engine and asked every sealed question, and
+every item of the scenario packs that the config names.
 
 Only what will be served is measured, by the engine that will serve it; the base too, in the candidate's scheme. A
 finished measurement is not repeated: a rerun takes up with the subject that is missing, and the base is measured once
@@ -8,6 +9,7 @@ per machine and scheme.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,16 +27,19 @@ from pipelines.evaluation import EvalReport, Evaluation
 from pipelines.exported import QuantizedModel
 from pipelines.parity import Agreement, Parity, require_agreement
 from pipelines.progress import counting
+from pipelines.scenarios.metrics import marked_shares
+from pipelines.scores import scores
 from pipelines.settings import Settings
 from pipelines.system.durable import sha256_file
 from pipelines.system.manifest import text_digest, verify_manifest
 from serving.engine import VLLM, Engine, Launch, engine, options
 from serving.golden import choose, write_golden
-from serving.measure import latency_ms, measure, scores
+from serving.measure import latency_ms, measure
 from serving.memory import PeakMemory
 from serving.parity import served_agreement
 from serving.questions import Question, prompt_digest, read_questions
 from serving.records import ANSWERS, read_record, recall, remember, write_record
+from serving.scenarios import asked_digest, open_scenarios, questions
 
 log = logging.getLogger(__name__)
 LASTING = {"base"}
@@ -64,6 +69,7 @@ def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, mo
     """Measure the candidate, the base and, where it was kept, the merged bf16 model.
 
     Raises:
+        BadInput: A scenario pack is not whole, or shows what was trained on.
         EngineFailed: An engine did not start.
         EvaluationInvalid: Requests were lost, and again on every repetition.
         ExportRejected: The candidate as it is served does not predict what was trained.
@@ -103,11 +109,15 @@ class Bench:
         self._config = config
         self._folder = folder
         self._cache = cache
-        self._test_digest = data.test_digest
+        self._packs = open_scenarios(config, data.path)
+        for pack in self._packs:
+            log.info("scenario %s: %d items are asked too", pack.pack.name, len(pack.items))
+        self._test_digest = asked_digest(data.test_digest, self._packs)
         self._wanted = wanted
         self._program = program
         self._prompt = _same_prompt(config, wanted)
-        self._questions: tuple[Question, ...] = read_questions(data.path)
+        self._sealed: tuple[Question, ...] = read_questions(data.path)
+        self._questions = _distinct(*self._sealed, *questions(self._packs))
         self._engine = f"vLLM {version('vllm')}"
 
     def report(self) -> EvalReport:
@@ -124,6 +134,7 @@ class Bench:
             evaluations=evaluations,
             golden=self._golden({evaluation.subject: evaluation for evaluation in evaluations}),
             served_parity=next((done.parity for done in evaluations if done.subject == "candidate"), None),
+            scenarios=tuple(pack.scenario for pack in self._packs),
             concurrency=self._config.evaluate.concurrency,
         )
 
@@ -213,6 +224,7 @@ class Bench:
             scheme=subject.scheme,
             answers=folder / ANSWERS,
             scores=scores(measured.answers),
+            metrics=marked_shares(measured.answers),
             start_seconds=start_seconds,
             answer_seconds=measured.seconds,
             requests_per_minute=60 * len(measured.answers) / measured.seconds,
@@ -234,9 +246,17 @@ class Bench:
 
     def _golden(self, done: dict[str, Evaluation]) -> Path:
         base = {item: answer.text for item, answer in read_answers(done["base"].answers).items()}
-        candidate = tuple(read_answers(done["candidate"].answers).values())
-        answers = choose(candidate, base, self._config.evaluate.golden_items)
-        return write_golden(self._folder / "golden", answers, self._questions, self._config.evaluate.max_new_tokens)
+        candidate, sealed = read_answers(done["candidate"].answers), {question.item for question in self._sealed}
+        own = tuple(answer for item, answer in candidate.items() if item in sealed)  # a probe asks for the task itself
+        answers = choose(own, base, self._config.evaluate.golden_items)
+        return write_golden(self._folder / "golden", answers, self._sealed, self._config.evaluate.max_new_tokens)
+
+
+def _distinct(*asked: Question) -> tuple[Question, ...]:
+    item, times = Counter(question.item for question in asked).most_common(1)[0]
+    if times > 1:
+        raise BadInput(f"{item} names {times} questions; rename the item of the pack or the row")
+    return asked
 
 
 def _same_prompt(config: Config, wanted: Sequence[Subject]) -> str:

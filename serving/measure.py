@@ -6,13 +6,11 @@ import asyncio
 import logging
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import EvaluationInvalid, VlmopsError
-from pipelines.evaluation import Answer, Score
-from pipelines.statistics import wilson
+from pipelines.evaluation import Answer
 from serving.client import Client, Metrics, metrics
 from serving.questions import Question
 
@@ -38,6 +36,7 @@ def measure(
     """Ask every question once.
 
     Args:
+        max_tokens: Of an answer, where the question does not say.
         tick: Called after each answer.
 
     Raises:
@@ -51,8 +50,8 @@ def measure(
         after = metrics(url)
     except VlmopsError as error:
         raise EvaluationInvalid(f"the engine's counters could not be read: {error}") from None
-    answers = tuple(  # images are hashed when the clock has stopped
-        outcome.model_copy(update={"cluster": question.cluster})
+    answers = tuple(  # images are hashed and answers scored when the clock has stopped
+        _judged(outcome, question)
         for question, outcome in zip(questions, outcomes, strict=True)
         if isinstance(outcome, Answer)
     )
@@ -81,7 +80,7 @@ async def _ask_all(
 
 
 async def _answer(client: Client, name: str, question: Question, max_tokens: int) -> Answer:
-    reply = await client.ask(name, question.encoded(), max_tokens)
+    reply = await client.ask(name, question.encoded(), question.max_tokens or max_tokens, question.stop)
     return Answer(
         item=question.item,
         slice=question.slice,
@@ -89,7 +88,19 @@ async def _answer(client: Client, name: str, question: Question, max_tokens: int
         text=reply.text,
         finish_reason=reply.finish_reason,
         seconds=reply.seconds,
+        prompt_tokens=reply.prompt_tokens,
+        answer_tokens=reply.answer_tokens,
+        request_bytes=reply.request_bytes,
     )
+
+
+def _judged(answer: Answer, question: Question) -> Answer:
+    """With its cluster, and with what the scorer of its scenario says."""
+    said: dict[str, object] = {"cluster": question.cluster}
+    if question.scorer is not None:
+        scored = question.scorer.score(answer.text, question.expected)
+        said |= {"score": scored.score, "marks": scored.marks}
+    return answer.model_copy(update=said)
 
 
 def invalid(questions: Sequence[Question], answers: Sequence[Answer], before: Metrics, after: Metrics) -> list[str]:
@@ -104,19 +115,6 @@ def invalid(questions: Sequence[Question], answers: Sequence[Answer], before: Me
     if before.started != after.started:
         objections.append("the engine was restarted meanwhile")
     return objections
-
-
-def scores(answers: Sequence[Answer]) -> dict[str, Score]:
-    """Right answers by slice."""
-    by_slice: defaultdict[str, list[bool]] = defaultdict(list)
-    for answer in answers:
-        by_slice[answer.slice].append(answer.correct)
-    return {name: _score(sum(marks), len(marks)) for name, marks in sorted(by_slice.items())}
-
-
-def _score(correct: int, n: int) -> Score:
-    low, high = wilson(correct, n)
-    return Score(correct=correct, n=n, low=low, high=high)
 
 
 def latency_ms(answers: Sequence[Answer], percentile: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.config import Images
 from pipelines.errors import BadInput
+from pipelines.scenarios.scorers.scorer import Scorer
 from pipelines.system.durable import sha256_file
 from pipelines.system.manifest import text_digest
 
@@ -20,7 +21,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """A row of `test.jsonl`: everything but the last answer is asked."""
+    """A row of `test.jsonl`, of which everything but the last answer is asked, or an item of a scenario pack."""
 
     item: str
     slice: str
@@ -29,6 +30,14 @@ class Question:
 
     expected: str
     folder: Path
+    scorer: Scorer | None = None
+    """Of its scenario; None: exact match decides."""
+
+    max_tokens: int | None = None
+    """Longest answer, where it is not that of all others."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer."""
 
     @property
     def text(self) -> str:

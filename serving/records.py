@@ -13,11 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.answers import read_answers, write_answers
+from pipelines.answers import ANSWERS, read_answers, write_answers
 from pipelines.evaluation import Answer, Evaluation
 from pipelines.system.durable import commit, sha256_file, write_text
 
-ANSWERS = "answers.jsonl"
 RECORD = "record.json"
 
 

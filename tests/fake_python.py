@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 
 from pipelines import artifacts as a
+from pipelines.answers import ANSWERS, write_answers
 from pipelines.artifact import Artifact
 from pipelines.errors import DONE, REJECTED, BadInput, PromotionFailed
+from pipelines.evaluation import Answer, EvalReport, Evaluation, Score
 from pipelines.exported import QuantizedModel
 from pipelines.parity import Agreement, Parity
 from pipelines.run import Run
@@ -91,14 +93,14 @@ def _agreement(mean_kl: float) -> Agreement:
     return Agreement(mean_kl=mean_kl, max_kl=2 * mean_kl, top1=0.875, positions=64)
 
 
-def _evaluation(run: Run, subject: str, correct: int) -> a.Evaluation:
+def _evaluation(run: Run, subject: str, correct: int) -> Evaluation:
     folder = run.root / "evaluate" / subject
     folder.mkdir(parents=True, exist_ok=True)
-    answers = folder / "answers.jsonl"
-    answer = a.Answer(item="1", slice="digits", expected="7", text="7", finish_reason="stop", seconds=0.1)
-    answers.write_text(answer.model_dump_json() + "\n")
-    score = a.Score(correct=correct, n=100, low=correct / 100 - 0.05, high=min(1, correct / 100 + 0.05))
-    return a.Evaluation(
+    answers = folder / ANSWERS
+    answer = Answer(item="1", slice="digits", expected="7", text="7", finish_reason="stop", seconds=0.1)
+    write_answers(answers, [answer])
+    score = Score(correct=correct, n=100, low=correct / 100 - 0.05, high=min(1, correct / 100 + 0.05))
+    return Evaluation(
         subject=subject, model_digest="1" * 64, scheme="bf16", answers=answers,
         scores=dict.fromkeys(SLICES, score),
         start_seconds=1, answer_seconds=1, requests_per_minute=60, latency_p50_ms=1, latency_p99_ms=2, peak_gib=0.1,
@@ -148,7 +150,7 @@ def artifacts(run: Run, gate: str) -> dict[str, Artifact]:
                 merged=_agreement(0.00001), exported=_agreement(0.0042), seconds=1,
             ),
         ),
-        "evaluate": a.EvalReport(
+        "evaluate": EvalReport(
             engine="fake 1", test_digest=digest, prompt_digest=digest, golden=folder / "golden.jsonl",
             evaluations=tuple(_evaluation(run, subject, right) for subject, right in RIGHT.items()),
             served_parity=_agreement(0.0051),

@@ -11,6 +11,7 @@ from rich.table import Table
 from pipelines.answers import read_answers
 from pipelines.charts import SCHEME_LABELS
 from pipelines.evaluation import EvalReport, Evaluation, Score
+from pipelines.page.place import page_of
 from pipelines.parity import Agreement, Parity
 from pipelines.run import Run
 from pipelines.steps import EVALUATE, EXPORT, GATE, REDEPLOY, RETRAIN, Step
@@ -30,6 +31,9 @@ def print_report(console: Console, accepted: Run, refused: Run, redeployed: Run,
     if (parity := accepted.read(EXPORT).parity) is not None:
         console.print(predictions_table(parity, report.served_parity))
     console.print(f"versions of {accepted.config.registry.model}: {aliases_line(aliases)}", highlight=False)
+    for title, run in (("accepted", accepted), ("refused", refused)):
+        if (page := page_of(run)) is not None:
+            console.print(f"report of the {title} candidate: {page}", highlight=False, soft_wrap=True)
     console.print(seconds_table((accepted, RETRAIN), (redeployed, REDEPLOY), (refused, RETRAIN)))
 
 

@@ -13,7 +13,7 @@ def guards(rules: Gate, answers: Answers) -> tuple[Finding, ...]:
     cut = sum(answer.finish_reason == "length" for answer in answers.values())
     return (
         _limited("empty", "answers are empty", empty, len(answers), rules.max_empty),
-        _limited("cut", "answers are cut at evaluate.max_new_tokens", cut, len(answers), rules.max_cut),
+        _limited("cut", "answers are cut at max_new_tokens", cut, len(answers), rules.max_cut),
     )
 
 

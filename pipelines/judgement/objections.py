@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pipelines.artifacts import Finding
 from pipelines.config_gate import Gate
+from pipelines.judgement.scenario_rules import scenario_objections
 from pipelines.judgement.side import Answers, Side, objection
 
 FINISHED = {"stop", "length"}
@@ -14,11 +15,16 @@ FINISHED = {"stop", "length"}
 
 
 def objections(rules: Gate, candidate: Side | None, reference: Side | None) -> tuple[Finding, ...]:
-    """Every reason at once; none if the two can be compared."""
+    """Every reason at once; none if the two can be compared.
+
+    Args:
+        rules: Those of the candidate's scenarios included.
+    """
     if candidate is None or reference is None:
         missing = "candidate" if candidate is None else "reference"
         return (objection("evaluation", f"the {missing} was not measured; evaluate it"),)
-    reasons = [*_other_questions(candidate, reference), *_slices(rules, candidate.answers)]
+    reasons = [*scenario_objections(rules, candidate, reference), *_other_questions(candidate, reference)]
+    reasons += _slices(rules, candidate.answers)
     for side in (candidate, reference):
         reasons += [*_unfinished(side), *_not_numbers(side)]
     return tuple(objection("evaluation", reason) for reason in reasons)
@@ -54,6 +60,10 @@ def _unfinished(side: Side) -> Iterator[str]:
 
 
 def _not_numbers(side: Side) -> Iterator[str]:
-    for field, value in side.evaluation:
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{field} of the {side.name} is {value}; evaluate it again"
+    evaluation = side.evaluation
+    figures = {name: value for name, value in evaluation if isinstance(value, float)}
+    for name, score in (evaluation.scores | evaluation.metrics).items():
+        figures |= {f"{name}.{field}": value for field, value in score if isinstance(value, float)}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            yield f"{name} of the {side.name} is {value}; evaluate it again"

@@ -9,10 +9,15 @@ from pathlib import Path
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write `text` so that a reader finds the old file or the whole new one, and a crash leaves no third state."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """The same of bytes."""
     partial = partial_of(path)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     commit(partial, path)

@@ -10,12 +10,12 @@ import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
 from pipelines.config import Config
-from pipelines.dag_runs import allowed_config, answered, registered_candidate, run_root
+from pipelines.dag_runs import allowed_config, answered, registered_candidate, review_text, run_root
 from pipelines.errors import BadInput
 from pipelines.operators import StepOperator
 from pipelines.run import Run, runs_below
 from pipelines.settings import ROOT, Settings
-from pipelines.steps import PROMOTE, RETRAIN, TARGET
+from pipelines.steps import EVALUATE, GATE, PROMOTE, REGISTER, RETRAIN, TARGET
 from tests import fake_python
 
 RunDag = Callable[..., Any]
@@ -36,6 +36,12 @@ def test_a_person_sees_the_gates_reasons_and_the_figures(machine: Settings, cand
     assert "The gate says **pass** against base." in asked["body"]
     assert "- colours: **pass**. colours: 37 to 95 of 100" in asked["body"]
     assert "| digits | 37.0% (32.0% to 42.0%, n 100) | 95.0% (90.0% to 100.0%, n 100) |" in asked["body"]
+
+
+def test_a_person_finds_the_whole_report(candidate: Run) -> None:
+    address = "http://127.0.0.1:5000/#/experiments/1/runs/r/artifacts/gate/report.html"
+    version = candidate.read(REGISTER).model_copy(update={"report": address})
+    assert f"]({address})" in review_text(version, candidate.read(EVALUATE), candidate.read(GATE))
 
 
 def test_a_named_run_comes_before_an_event_and_the_newest_event_before_older_ones(

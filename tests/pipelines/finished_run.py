@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.answers import write_answers
+from pipelines.answers import ANSWERS, write_answers
 from pipelines.artifacts import Adapter, GateDecision
 from pipelines.config import Config
 from pipelines.config_file import load_config
@@ -39,7 +39,7 @@ def evaluation(folder: Path, subject: str, wrong: int) -> Evaluation:
         for name, count in SLICES.items()
         for number in range(count)
     ]
-    write_answers(folder / subject / "answers.jsonl", answers)
+    write_answers(folder / subject / ANSWERS, answers)
     scores = {}
     for name, n in SLICES.items():
         correct = n - wrong if name == "digits" else n
@@ -49,7 +49,7 @@ def evaluation(folder: Path, subject: str, wrong: int) -> Evaluation:
         subject=subject,  # type: ignore[arg-type]
         model_digest=subject[0] * 64,
         scheme="bf16",
-        answers=folder / subject / "answers.jsonl",
+        answers=folder / subject / ANSWERS,
         scores=scores,
         start_seconds=30,
         answer_seconds=20,

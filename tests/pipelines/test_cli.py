@@ -38,6 +38,8 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         "rollback",
         "export",
         "gate",
+        "compare",
+        "scenario",
     } <= set(commands())
     for name in commands():
         with pytest.raises(SystemExit) as end:
@@ -59,7 +61,7 @@ def test_flags_do_not_grow_one_per_field() -> None:
         "--adapter-only",
     }  # there is no config
     common = {"-h", "--help", "--set", "--name", "--config", "--version", "--reason", "--keep"}
-    assert flags == common | alone | {"--against"}
+    assert flags == common | alone | {"--against", "--schemes", "--questions"}
 
 
 EXPORT_ARGUMENTS = (

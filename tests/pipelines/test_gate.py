@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from pathlib import Path
 
 import pytest
 
+from pipelines.answers import ANSWERS, EARLIER_ANSWERS, read_answers
 from pipelines.artifacts import GateDecision
 from pipelines.config_gate import Gate, Requirement
 from pipelines.errors import BadInput
@@ -60,6 +60,19 @@ def test_equal_in_the_mean_but_broken_in_one_class_is_refused_for_that_class() -
     decision = against(answers("1" * 600, old="0" * 60 + "1" * 140), answers("1" * 540 + "0" * 60, old="1" * 200))
     assert decision.outcome == "fail"
     assert outcomes(decision)["old"] == "fail"
+
+
+def test_too_few_items_are_inconclusive_and_do_not_proceed() -> None:
+    decision = against(answers("1" * 30, old="1" * 30), answers("1" * 30, old="1" * 30))
+    assert (decision.outcome, decision.proceed) == ("inconclusive", False)
+    assert outcomes(decision) == {"new": "inconclusive", "old": "inconclusive", "empty": "pass", "cut": "pass"}
+    assert decision.findings[0].items_needed == 133
+
+
+def test_one_failure_outweighs_what_is_undecided() -> None:
+    decision = against(answers("1" * 30, old="0" * 30), answers("1" * 30, old="1" * 30))
+    assert outcomes(decision)["new"] == "inconclusive"
+    assert decision.outcome == "fail"
 
 
 def test_a_score_below_the_minimum_fails_even_if_the_reference_was_worse() -> None:
@@ -210,6 +223,21 @@ def test_a_champions_report_of_other_items_is_refused_with_the_reason(tracked: S
     assert "champion v1 answered other questions" in reasons(decision)
 
 
+def test_a_champion_of_an_earlier_version_is_still_compared_with(tracked: Settings, model: str) -> None:
+    """Its answers lie in MLflow as JSONL."""
+    first = finished_run.evaluated_run(tracked, "first", model)
+    for file in first.folder(EVALUATE).glob(f"*/{ANSWERS}"):
+        lines = [answer.model_dump_json(exclude_defaults=True) for answer in read_answers(file).values()]
+        file.with_name(EARLIER_ANSWERS).write_text("\n".join(lines))
+        file.unlink()
+    output = first.folder(EVALUATE) / "output.json"
+    output.write_text(output.read_text().replace(ANSWERS, EARLIER_ANSWERS))
+    judged(first)
+    version = put_into_service(first, tracked)
+    decision = judged(finished_run.evaluated_run(tracked, "second", model))
+    assert (decision.outcome, decision.reference) == ("pass", f"champion v{version}")
+
+
 def test_a_candidate_beyond_the_quota_is_not_looked_at(settings: Settings) -> None:
     run = finished_run.evaluated_run(settings, "one", "unused")
     report, rules = run.read(EVALUATE), run.config.gate.model_copy(update={"attempts": 1})
@@ -217,7 +245,7 @@ def test_a_candidate_beyond_the_quota_is_not_looked_at(settings: Settings) -> No
     def look(digest: str) -> GateDecision:
         named = tuple(e.model_copy(update={"model_digest": digest}) for e in report.evaluations)
         other = report.model_copy(update={"evaluations": named})
-        base = side(read(report.evaluations[0].answers), "base", report.evaluations[0], test_digest="t" * 64)
+        base = side(read_answers(report.evaluations[0].answers), "base", report.evaluations[0], test_digest="t" * 64)
         return judge(rules, other, base, "base", run="one", sealed=settings.sealed)
 
     assert look("a" * 64).outcome == "pass"
@@ -225,12 +253,6 @@ def test_a_candidate_beyond_the_quota_is_not_looked_at(settings: Settings) -> No
     with pytest.raises(BadInput, match=r"1 candidates were judged .* gate\.attempts is 1 .* new test items, or raise"):
         look("b" * 64)
     assert len((settings.sealed / f"{'t' * 64}.jsonl").read_text().splitlines()) == 2
-
-
-def read(path: Path) -> Answers:
-    from pipelines.answers import read_answers
-
-    return read_answers(path)
 
 
 def test_what_was_not_measured_uses_up_nothing(settings: Settings) -> None:

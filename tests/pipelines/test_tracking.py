@@ -30,7 +30,7 @@ def test_a_run_is_published_whole(tracked: Settings) -> None:
     assert {"config.json", "finetune", "gate", "evaluate"} <= files
     assert {f.path for f in mlflow.list_artifacts(run_id, "gate")} == {"gate/output.json"}
     assert "finetune/loss.png" in {f.path for f in mlflow.list_artifacts(run_id, "finetune")}
-    assert "evaluate/candidate/answers.jsonl" in {f.path for f in mlflow.list_artifacts(run_id, "evaluate/candidate")}
+    assert "evaluate/candidate/answers.parquet" in {f.path for f in mlflow.list_artifacts(run_id, "evaluate/candidate")}
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 

@@ -7,6 +7,7 @@ What it does is in `double.json` of the model's folder:
                 drop (closes the connection), error (500), counted (an abort that only the metrics show), exits
     seconds     an answer takes; 0.02 unless told
     start       seconds before it listens
+    context     tokens that a request may have, its answer included; longer ones are refused. 0: any
     predictions by question, for requests that ask for the prompt's probabilities: `token_ids`, and for each token
                 `logprobs`, a list of [token, log probability, rank], or null
 """
@@ -38,6 +39,7 @@ class State:
     fault: str
     seconds: float
     predictions: dict[str, dict[str, Any]]
+    context: int = 0
     started: float = field(default_factory=time.time)
     running: int = 0
     asked: int = 0
@@ -79,6 +81,10 @@ class Handler(BaseHTTPRequestHandler):
         if body["model"] not in self.state.names:
             self._json({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
             return
+        if self.state.context and (tokens := prompt_tokens(body) + body["max_tokens"]) > self.state.context:
+            message = f"This model's maximum context length is {self.state.context} tokens, you requested {tokens}."
+            self._json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+            return
         time.sleep(self.state.seconds)
         fault = self.state.fault
         if number == FAULTY_REQUEST and fault in {"drop", "error", "counted", "exits"}:
@@ -101,7 +107,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
         read = self._read(body) if "prompt_logprobs" in body else {}
-        self._json({"object": "chat.completion", "model": self.state.names[0], "choices": [choice], **read})
+        usage = {"prompt_tokens": prompt_tokens(body), "completion_tokens": len(text.split())}
+        reply = {"object": "chat.completion", "model": self.state.names[0], "choices": [choice], "usage": usage}
+        self._json({**reply, **read})
 
     def _read(self, body: dict[str, Any]) -> dict[str, Any]:
         """What vLLM adds where `prompt_logprobs` and `return_token_ids` are asked for."""
@@ -117,7 +125,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"prompt_token_ids": known["token_ids"], "prompt_logprobs": told}
 
     def _text(self, body: dict[str, Any]) -> str:
-        return self.state.answers.get(question(body["messages"][-1]), "unknown")
+        text = self.state.answers.get(question(body["messages"][-1]), "unknown")
+        for stop in body.get("stop", ()):
+            text = text.split(stop)[0]
+        return text
 
     def _stream(self, text: str, reason: str) -> None:
         self.send_response(200)
@@ -154,6 +165,12 @@ def question(message: dict[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
+def prompt_tokens(body: dict[str, Any]) -> int:
+    """Words of all messages, and a hundred for each image."""
+    parts = [part for message in body["messages"] for part in message["content"]]
+    return sum(len(part["text"].split()) if part["type"] == "text" else 100 for part in parts)
+
+
 def metrics(state: State) -> str:
     """The metrics that we read, in vLLM's names."""
     labels = f'engine="0",model_name="{state.names[0]}"'
@@ -165,6 +182,10 @@ def metrics(state: State) -> str:
         f"vllm:num_requests_running{{{labels}}} {state.running}",
         "# TYPE vllm:num_requests_waiting gauge",
         f"vllm:num_requests_waiting{{{labels}}} 0",
+        "# TYPE vllm:kv_cache_usage_perc gauge",
+        f"vllm:kv_cache_usage_perc{{{labels}}} {state.running / 100}",
+        "# TYPE vllm:num_preemptions_total counter",
+        f"vllm:num_preemptions_total{{{labels}}} 0",
         "# TYPE vllm:request_success_total counter",
         *(f'vllm:request_success_total{{{labels},finished_reason="{k}"}} {n}' for k, n in finished.items()),
     ]
@@ -194,7 +215,8 @@ def main() -> None:
     core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     signal.signal(signal.SIGTERM, lambda *_: (core.kill(), os._exit(0)))
     seconds, predictions = spec.get("seconds", 0.02), spec.get("predictions", {})
-    Handler.state = State(args.served_model_name, spec["answers"], fault, seconds, predictions)
+    context = spec.get("context", 0)
+    Handler.state = State(args.served_model_name, spec["answers"], fault, seconds, predictions, context)
     Server((args.host, args.port), Handler).serve_forever()
 
 

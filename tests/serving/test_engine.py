@@ -8,11 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from pipelines.config import Config, Hardware
-from pipelines.errors import EngineFailed
+from pipelines.errors import EngineFailed, MachineUnfit
 from serving.engine import engine, environment, find, group, options
-from serving.memory import PeakMemory
+from serving.memory import PeakMemory, card_bytes
 from tests.serving.conftest import DOUBLE, Maker
 
 CARD = Hardware(name="card", device="cuda", memory_gib=48)
@@ -31,6 +32,12 @@ def test_arguments(make: Maker) -> None:
     assert _value(command, "--load-format") == "safetensors"
     assert _value(command, "--allowed-media-domains") == "deny.invalid"
     assert json.loads(_value(command, "--limit-mm-per-prompt")) == {"image": 1, "video": 0}
+
+
+def test_further_flags_come_last_so_that_they_count(make: Maker) -> None:
+    command = replace(make(7).launch(), extra=("--dtype", "float16")).command(8801)
+    assert command[-2:] == ["--dtype", "float16"]
+    assert command.index("--dtype") < len(command) - 2
 
 
 def test_pixel_limits_are_the_config_s(smoke: Config) -> None:
@@ -52,6 +59,21 @@ def test_a_capped_card_is_served_capped(smoke: Config) -> None:
     capped = CARD.model_copy(update={"card_gib": 139.8})
     share = float(_value(options(smoke.serving, smoke.images, capped), "--gpu-memory-utilization"))
     assert share * 139.8 == pytest.approx(0.85 * 48, rel=1e-3)
+
+
+def test_a_card_that_cannot_be_watched_is_no_peak_of_zero() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    with pytest.raises(MachineUnfit, match="NVML"), PeakMemory(1, of="card"):
+        pass
+
+
+@pytest.mark.gpu
+def test_memory_of_the_card_is_what_is_in_use_there() -> None:
+    before = card_bytes()
+    held = torch.zeros(2**30, dtype=torch.uint8, device="cuda")
+    with PeakMemory(1, of="card") as memory:
+        assert memory.gib * 2**30 >= before + held.nbytes
 
 
 def test_an_engine_ends_with_its_block(make: Maker, tmp_path: Path, no_process_left: None) -> None:

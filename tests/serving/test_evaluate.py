@@ -167,7 +167,7 @@ def test_lost_requests_make_it_invalid(
     with pytest.raises(EvaluationInvalid, match=f"2 attempts(.|\n)*candidate(.|\n)*{why}"):
         evaluate(fault)
     assert not (tmp_path / "run" / "candidate" / "record.json").exists()
-    assert not (tmp_path / "run" / "candidate" / "answers.jsonl").exists()
+    assert not (tmp_path / "run" / "candidate" / "answers.parquet").exists()
     assert (tmp_path / "run" / "base" / "record.json").exists()
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -232,14 +232,14 @@ def test_only_the_base_is_measured_once_for_all_runs(
     second = evaluate(folder="other")
     assert set(_starts(tmp_path / "other")) == {"candidate"}  # what is judged is served and asked in its own run
     assert second.evaluations[0].scores == first.evaluations[0].scores
-    assert second.evaluations[0].answers == tmp_path / "other" / "base" / "answers.jsonl"
+    assert second.evaluations[0].answers == tmp_path / "other" / "base" / "answers.parquet"
     assert "base was measured before on this machine" in caplog.text
 
 
 def test_damaged_answers_are_not_taken_for_whole(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate()
     for folder in (tmp_path / "run" / "base", *(tmp_path / "cache").iterdir()):
-        (folder / "answers.jsonl").write_text("")
+        (folder / "answers.parquet").write_text("")
     (tmp_path / "run" / "base" / "engine.log").unlink()
     report = evaluate()
     assert _starts(tmp_path / "run") == {"base": 1, "candidate": 1}

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from pipelines.config import Config
+from pipelines.errors import EngineFailed
 from pipelines.system.processes import tail
-from serving.client import Client, metrics, served_names
+from serving.client import Client, Reply, metrics, served_names
 from serving.engine import Engine, Launch, engine
+from serving.questions import Message
 from tests.serving.conftest import DOUBLE, Maker
 
 QUESTION = [{"role": "user", "content": [{"type": "text", "text": "Which digit is this?"}]}]
@@ -69,17 +71,32 @@ def test_the_double_speaks_as_vllm(vllm: Engine, double: Engine) -> None:
         assert (before.in_flight, before.lost) == (0, 0)
         reply = asyncio.run(_ask(url))
         assert reply.finish_reason in {"stop", "length"}
+        assert min(reply.prompt_tokens or 0, reply.answer_tokens or 0, reply.request_bytes) > 0
         assert metrics(url).started == before.started
         assert _status(url, {"model": "digits-v2", "messages": QUESTION}) == 404
 
 
-async def _ask(url: str) -> object:
+async def _ask(url: str, messages: Sequence[Message] = QUESTION) -> Reply:
     async with Client(url) as client:
-        return await client.ask("digits-v1", QUESTION, 4)
+        return await client.ask("digits-v1", messages, 4)
 
 
 def _status(url: str, body: dict[str, object]) -> int:
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code
+
+
+def test_a_question_that_is_too_long_is_refused_and_nothing_is_counted_as_lost(vllm: Engine) -> None:
+    long = [{"role": "user", "content": [{"type": "text", "text": "digit " * 1000}]}]
+    before = metrics(vllm.url).lost
+    with pytest.raises(EngineFailed, match=r"refuses the question(.|\n)*256(.|\n)*raise serving.max_model_len"):
+        asyncio.run(_ask(vllm.url, long))
+    assert metrics(vllm.url).lost == before
+
+
+def test_a_system_message_of_parts_is_read(vllm: Engine) -> None:
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief, and be right."}]}
+    alone, with_system = (asyncio.run(_ask(vllm.url, asked)) for asked in (QUESTION, [system, *QUESTION]))
+    assert (with_system.prompt_tokens or 0) > (alone.prompt_tokens or 0) + 3
 
 
 def test_the_double_streams_as_vllm(vllm: Engine, double: Engine) -> None:

@@ -7,8 +7,10 @@ PyTorch. Both give the same bits, but for the order in which a product of low-ra
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +28,9 @@ INFINITY_BITS = 0x7F80
 
 BLOCK_ELEMENTS = 2**18
 """Of an update that is added at once: 1 MB in fp32, which stays in a core's cache."""
+
+STREAMS = 4
+"""Pieces that a GPU works on side by side, each in memory of its own."""
 
 Matrix = torch.Tensor | Rounded
 
@@ -76,28 +81,55 @@ class OnDevice:
 
     def __init__(self, schemes: Mapping[str, Scheme], device: str) -> None:
         self._schemes, self._device = schemes, device
+        self._streams: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
+        for _ in range(STREAMS if self._on_gpu else 0):
+            self._streams.put(torch.cuda.Stream(device))
 
     def buffer(self, piece: Piece) -> torch.Tensor:
         """Pinned, so that the copy to the device needs no second one."""
-        return torch.empty(piece.shape, dtype=piece.source.dtype, pin_memory=self._device != "cpu")
+        return torch.empty(piece.shape, dtype=piece.source.dtype, pin_memory=self._on_gpu)
 
     @torch.no_grad()
     def compute(self, piece: Piece, stored: torch.Tensor, update: LowRank | None) -> dict[str, Computed]:
         """See `Arithmetic`."""
-        weight = stored.to(self._device, non_blocking=True)
-        weight = weight.mT if piece.transposed else weight
-        if update is not None:
-            weight = add_update(weight, update.to(self._device).dense())
-        if not torch.isfinite(weight).all():
-            raise _not_finite(piece)
-        return {name: self._in_scheme(piece, weight, scheme) for name, scheme in self._schemes.items()}
+        with self._stream():
+            weight = stored.to(self._device, non_blocking=True)
+            weight = weight.mT if piece.transposed else weight
+            if update is not None:
+                weight = add_update(weight, update.to(self._device).dense())
+            if not torch.isfinite(weight).all():
+                raise _not_finite(piece)
+            return {name: self._in_scheme(piece, weight, scheme) for name, scheme in self._schemes.items()}
 
     def _in_scheme(self, piece: Piece, weight: torch.Tensor, scheme: Scheme) -> Computed:
         if not rounds(piece, scheme):
-            return Computed(weight.contiguous().cpu(), None)
+            return Computed(self._fetched(weight.contiguous()), None)
         rounded = quantize(weight.contiguous(), scheme)
         error = relative_error(weight, rounded)
-        return Computed(Rounded(rounded.steps.cpu(), rounded.scale.cpu()), error)
+        return Computed(Rounded(self._fetched(rounded.steps), self._fetched(rounded.scale)), error)
+
+    def _fetched(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In the host's memory, pinned, which copies from the device need to be fast."""
+        if not self._on_gpu:
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """One that nobody else uses meanwhile: on a common one pieces would wait for each other."""
+        if not self._on_gpu:
+            yield
+            return
+        stream = self._streams.get()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._streams.put(stream)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device != "cpu"
 
 
 class OnProcessor:

@@ -94,8 +94,8 @@ def test_no_report_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_missing_answers_are_named(run: Run) -> None:
-    (run.folder(EVALUATE) / "base" / "answers.jsonl").unlink()
-    with pytest.raises(BadInput, match=r"base/answers\.jsonl: the answers of .* are missing"):
+    (run.folder(EVALUATE) / "base" / "answers.parquet").unlink()
+    with pytest.raises(BadInput, match=r"base/answers\.parquet: the answers of .* are missing"):
         read_report(run.folder(EVALUATE))
 
 

@@ -29,5 +29,5 @@ def test_answers_that_were_cut_have_a_limit(cut: int, outcome: str) -> None:
     given = some(finish_reason="length", of=cut) + some(of=50 - cut)
     found = {finding.name: finding for finding in guards(RULES, dict(enumerate(given)))}  # type: ignore[arg-type]
     assert found["cut"].outcome == outcome
-    assert f"{cut} of 50 answers are cut at evaluate.max_new_tokens ({cut / 50:.1%})" in found["cut"].reason
+    assert f"{cut} of 50 answers are cut at max_new_tokens ({cut / 50:.1%})" in found["cut"].reason
     assert found["empty"].outcome == "pass"

@@ -7,7 +7,10 @@ from pydantic import ValidationError
 
 from pipelines.artifacts import Finding
 from pipelines.config_gate import Gate, Requirement
-from pipelines.judgement.quality import pair, quality
+from pipelines.judgement.paired import pairs
+from pipelines.judgement.quality import quality
+from pipelines.scores import by_cluster
+from pipelines.statistics import Pairs
 from tests.pipelines.judgement.sides import GOOD, POOR, answers, side
 
 BETTER = Gate(requirements=(Requirement(slice="new", superiority=True),))
@@ -86,7 +89,9 @@ def test_an_image_for_each_question_changes_nothing() -> None:
     assert only(within(0.02), GOOD, POOR, images=1) == only(within(0.02), GOOD, POOR)
 
 
-def test_an_old_report_has_items_of_their_own() -> None:
-    candidate, reference = answers("11", "1", images=2), answers("10", "1")  # the reference was not asked about images
-    assert sorted(pairs.n for pairs in pair(candidate, reference)) == [1, 2]
-    assert [pairs.n for pairs in pair(reference, candidate)] == [1, 1, 1]
+def test_clusters_are_those_of_the_candidates_report() -> None:
+    """That of a champion of an earlier version does not say which items show the same images."""
+    candidate, reference = answers("11", "1", images=2), answers("10", "1")
+    changes = [answer.grade - reference[item].grade for item, answer in candidate.items()]
+    assert pairs(by_cluster(zip(candidate.values(), changes, strict=True))) == (Pairs(1, 0, 2), Pairs(0, 0, 1))
+    assert sorted(map(len, by_cluster(zip(reference.values(), changes, strict=True)))) == [1, 1, 1]

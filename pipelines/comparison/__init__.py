@@ -1,0 +1,1 @@
+"""`vlmops compare`: one fine-tuned model in several schemes, each served and measured in the same way."""

@@ -1,0 +1,1 @@
+"""An engine under load, by vLLM's own client `vllm bench serve`."""

@@ -1,0 +1,33 @@
+"""A real browser. Without one its tests are left out, except where every service is promised to be there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium of this machine; none is ever downloaded."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        missing = f"no browser: none of {', '.join(NAMES)} is installed"
+        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
+            pytest.fail(f"{missing}, and VLMOPS_REQUIRE_SERVICES=1 wants one")
+        pytest.skip(missing)
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # it refuses its sandbox to root
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield running
+        running.close()
