@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pipelines.config_export import Export
 from pipelines.config_gate import Gate
 from pipelines.config_load import Load
+from pipelines.config_serving import Serving
 from pipelines.hardware import Hardware, objections
 from pipelines.model_source import ModelSource
 from pipelines.section import Section
@@ -138,46 +139,6 @@ class Train(Section):
     """Decides initial LoRA weights and the order of rows."""
 
 
-class Serving(Section):
-    """How the engine is run, in evaluation and in service alike."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    """The model name that clients send."""
-
-    strategy: Literal["restart"] = "restart"
-    """How a new version takes over: hold requests, stop the old engine, start the new one, probe, release."""
-
-    max_model_len: int = Field(8192, ge=64)
-    """Longest prompt and answer, in tokens."""
-
-    max_num_seqs: int = Field(64, ge=1)
-    """Requests computed together."""
-
-    max_num_batched_tokens: int = Field(8192, ge=64)
-    """Tokens computed together."""
-
-    images_per_request: int = Field(4, ge=1)
-    """More are refused."""
-
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """Share of hardware.memory_gib that the engine takes; without effect on a CPU."""
-
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """KV cache on a CPU; on a GPU the rest of its share is used."""
-
-    start_seconds: float = Field(900, gt=0)
-    """Deadline for the engine to answer."""
-
-    drain_seconds: float = Field(120, gt=0)
-    """Deadline for requests in flight before a swap."""
-
-    hold_seconds: float = Field(900, gt=0)
-    """How long the front holds a request during a swap before it answers 503."""
-
-    probe_match: float = Field(1.0, gt=0, le=1)
-    """Share of the golden answers that a newly started engine must repeat."""
-
-
 class Evaluate(Section):
     """How the artefact is measured."""
 
@@ -253,6 +214,11 @@ class Config(Section):
         if self.evaluate.max_new_tokens >= self.serving.max_model_len:
             raise ValueError(
                 f"evaluate.max_new_tokens {self.evaluate.max_new_tokens} leaves no room for a prompt in "
+                f"serving.max_model_len {self.serving.max_model_len}"
+            )
+        if self.load.output_tokens >= self.serving.max_model_len:
+            raise ValueError(
+                f"load.output_tokens {self.load.output_tokens} leaves no room for a prompt in "
                 f"serving.max_model_len {self.serving.max_model_len}"
             )
         return self

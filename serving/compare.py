@@ -26,7 +26,7 @@ from pipelines.scores import scores
 from pipelines.system.durable import write_text
 from pipelines.system.manifest import verify_manifest
 from pipelines.system.processes import end_cleanly_on_sigterm
-from serving.engine import VLLM, Engine, Launch, engine
+from serving.engine import VLLM, Engine, Launch, engine, options
 from serving.load.bench import Target
 from serving.load.points import measure_load
 from serving.load.prompts import prompts_of
@@ -44,14 +44,16 @@ def measure_contender(folder: Path, program: tuple[str, ...] = VLLM) -> Measured
     Raises:
         EngineFailed: The engine or its client did not start.
         EvaluationInvalid: Requests were lost.
-        ManifestMismatch: The model is not the one that was named.
+        ManifestMismatch: The model or the questions are not those that were named.
     """
     contender = Contender.model_validate_json((folder / CONTENDER).read_text())
-    key = contender.key(f"vLLM {version('vllm')}")
+    flags = options(contender.serving, contender.images, contender.hardware)
+    key = contender.key(" ".join((f"vLLM {version('vllm')}", *flags)))
     if (kept := _kept(folder, key)) is not None:
         log.info("%s was already measured; its figures are kept", contender.name)
         return kept
     verify_manifest(contender.model, contender.digest)
+    verify_manifest(contender.data, contender.data_digest)
     measured = _measure(contender, key, folder, program)
     write_text(folder / MEASURED, measured.model_dump_json(indent=1))
     return measured

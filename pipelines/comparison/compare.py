@@ -118,7 +118,7 @@ class _Contest:
             evaluate=config.evaluate,
             load=config.load,
             data=data.path,
-            test_digest=data.test_digest,
+            data_digest=data.digest,
             questions=self.questions,
         )
         write_text(folder / CONTENDER, contender.model_dump_json(indent=1))

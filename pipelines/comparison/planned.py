@@ -36,6 +36,9 @@ class Planned:
     weights_gib: float
     """On disk."""
 
+    peak_gib: float
+    """Of an engine on this run's own hardware, at least."""
+
     kv_tokens: int
     """That the KV cache will hold on this run's own hardware."""
 
@@ -70,6 +73,7 @@ def plan_of(name: Contestant, config: Config, base: Base) -> Planned:
         need_gib=there.nbytes / GIB,
         limit_gib=there.limit_bytes / GIB,
         weights_gib=file_bytes(base, scheme) / GIB,
+        peak_gib=here.peak_bytes / GIB,
         kv_tokens=kv_tokens(config, base, here),
         kv_token_bytes=kv_bytes(base.shape),
         fits_here=here.verdict != "does not fit",

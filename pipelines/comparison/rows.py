@@ -45,7 +45,9 @@ class Contender(Artifact):
     evaluate: Evaluate
     load: Load
     data: Path
-    test_digest: str
+    data_digest: str
+    """Of its manifest."""
+
     questions: int | None
     """So many of the test questions, evenly spread. None: all."""
 
@@ -53,7 +55,7 @@ class Contender(Artifact):
         """Digest of everything that decides its measurement, so not of where files lie.
 
         Args:
-            engine: And its version.
+            engine: Its version and flags.
         """
         return text_digest(self.model_dump_json(exclude={"model", "data"}), engine)
 

@@ -112,6 +112,8 @@ def _memory(found: Comparison) -> Sheet:
     lines: dict[str, Callable[[Row], str]] = {
         "weights, planned, GiB": lambda row: _number(row.planned.weights_gib),
         "weights, GiB": lambda row: _number(row.weights_gib),
+        "peak, planned at least, GiB": lambda row: _number(row.planned.peak_gib),
+        "peak, GiB": lambda row: _number(row.measured.load.peak_gib if row.measured else None),
         "KV tokens, planned": lambda row: f"{row.planned.kv_tokens:,}",
         "KV tokens": lambda row: f"{row.measured.kv_tokens:,}" if row.measured and row.measured.kv_tokens else NOTHING,
         "KV, GiB": lambda row: _number(row.kv_gib),
@@ -159,7 +161,7 @@ def _figures(found: Comparison, row: Row) -> dict[str, object]:
     planned = row.planned
     figures: dict[str, object] = {
         "scheme": row.name, "missing": row.missing, "weights_gib": row.weights_gib, "kv_gib": row.kv_gib,
-        "planned_weights_gib": planned.weights_gib, "planned_kv_tokens": planned.kv_tokens,
+        "planned_weights_gib": planned.weights_gib, "planned_peak_gib": planned.peak_gib, "planned_kv_tokens": planned.kv_tokens,
         "card": planned.card, "verdict": planned.verdict, "planned_need_gib": planned.need_gib,
     }  # fmt: skip
     if row.measured is None:
@@ -178,7 +180,8 @@ def measured_figures(row: Row) -> dict[str, float]:
         return {}
     figures = {f"right.{name}": score.share for name, score in row.measured.scores.items()}
     for point in row.measured.load.points:
-        figures |= {f"{point.traffic.label}.{name}": point.over_runs(name).mean for name in LOAD_FIGURES}
+        names = [*LOAD_FIGURES, *(["goodput_per_minute"] if row.measured.load.load.slo else [])]
+        figures |= {f"{point.traffic.label}.{name}": point.over_runs(name).mean for name in names}
     return figures
 
 

@@ -114,8 +114,10 @@ def test_pixel_limits_must_be_ordered(tmp_path: Path) -> None:
 
 
 def test_an_answer_must_leave_room_for_a_prompt(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no room for a prompt"):
+    with pytest.raises(ConfigError, match=r"evaluate\.max_new_tokens 256 leaves no room for a prompt"):
         load_config(write(tmp_path, evaluate__max_new_tokens=256))
+    with pytest.raises(ConfigError, match=r"load\.output_tokens 256 leaves no room for a prompt"):
+        load_config(write(tmp_path, load__output_tokens=256))
 
 
 def test_an_override_wins_over_the_file() -> None:

@@ -19,7 +19,7 @@ from pipelines.errors import DONE, FAILED, EvaluationInvalid
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, FINETUNE, PREPARE, Step
-from pipelines.system.manifest import manifest_digest
+from pipelines.system.manifest import manifest_digest, write_manifest
 from serving.compare import kv_tokens_said, main, measure_contender, spread
 from serving.questions import Question
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
@@ -103,7 +103,8 @@ def contender(make: Maker, data: Path, smoke: Config, folder: Path, digest: str 
     """The folder of a scheme, ready to be measured with the double."""
     version = make(1, fault)
     asked = Contender(
-        name="bf16", model=version.model, digest=digest or version.digest, data=data, test_digest="t", questions=None,
+        name="bf16", model=version.model, digest=digest or version.digest, data=data, data_digest=write_manifest(data),
+        questions=None,
         hardware=smoke.hardware, images=smoke.images, serving=make.serving, evaluate=smoke.evaluate, load=smoke.load,
     )  # fmt: skip
     folder.mkdir()

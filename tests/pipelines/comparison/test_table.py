@@ -62,7 +62,7 @@ def measured(folder: Path, name: Contestant, wrong: int, slower: float) -> Row:
 def planned() -> Planned:
     """A plan."""
     return Planned(
-        card="L40S, 48 GB", verdict="tight", need_gib=36.2, limit_gib=37.8, weights_gib=30.11, kv_tokens=84_000,
+        card="L40S, 48 GB", verdict="tight", need_gib=36.2, limit_gib=37.8, weights_gib=30.11, peak_gib=38.0, kv_tokens=84_000,
         kv_token_bytes=98_304, fits_here=True, objection=None,
     )  # fmt: skip
 
@@ -98,6 +98,7 @@ def test_the_spreadsheet_has_numbers(found: Comparison) -> None:
     assert float(int8["lower"]) < -0.03 < float(int8["upper"])
     assert bf16["difference"] == ""
     assert float(int8["concurrency-8.requests_per_minute"]) == pytest.approx((4800 + 4800 / 1.1) / 2)
+    assert float(int8["concurrency-1.goodput_per_minute"]) == 590
     assert float(int8["right.s0"]) == pytest.approx(0.86)
     assert (gptq["missing"], gptq["peak_gib"]) == ("`make quantize-env` once", "")
 
