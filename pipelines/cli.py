@@ -15,7 +15,7 @@ from typing import get_args
 
 from pipelines import line
 from pipelines.budget.show import show_plan
-from pipelines.comparison.rows import CONTESTANTS
+from pipelines.comparison.command import add_compare
 from pipelines.config import Config
 from pipelines.config_export import GroupSize
 from pipelines.config_file import load_config
@@ -56,15 +56,6 @@ EXPORT_EXAMPLES = """examples:
   vlmops export .vlmops/runs/smoke --adapter-only       for `vllm serve BASE --enable-lora`
 
 An interrupted export is continued by the same command.
-"""
-
-COMPARE_EXAMPLES = """examples:
-  vlmops compare .vlmops/runs/smoke --schemes bf16 int8_w8a8
-  vlmops compare configs/qwen3_vl_30b.yaml --schemes bf16 fp16 int8_w8a8 int4_w4a16 gptq_int4
-  vlmops compare .vlmops/runs/smoke --schemes bf16 int4_w4a16 --set export.group_size=32 --set load.requests=50
-  vlmops compare .vlmops/runs/smoke --schemes bf16 int8_w8a8 --questions 200 --out tables
-
-A scheme that was measured is not measured again. Exit code 1 if one has no figures, unless it does not fit the card.
 """
 
 
@@ -144,10 +135,8 @@ def parser() -> argparse.ArgumentParser:
 
     add_scenario(commands.add_parser("scenario", help="scenario packs: list, check, make of your own images"))
 
-    _add_compare(commands.add_parser(
-        "compare", help="a run's model in several schemes: speed, memory and quality as served",
-        epilog=COMPARE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    ))  # fmt: skip
+    compare = "a run's model in several schemes: speed, memory, quality as served"
+    add_compare(_add_overrides(commands.add_parser("compare", help=compare)))
 
     ask = commands.add_parser("ask", help="ask the served model about an image")
     ask.add_argument("image", type=Path)
@@ -168,7 +157,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     _add_overrides(command)
 
 
-def _add_overrides(command: argparse.ArgumentParser) -> None:
+def _add_overrides(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument(
         "--set",
         dest="overrides",
@@ -177,6 +166,7 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
         default=[],
         help="override one field; may be repeated",
     )
+    return command
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
@@ -189,15 +179,6 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompts", type=int, help="whose predictions are compared; a run's own, else 8; 0: unproven")
     command.add_argument("--adapter-only", action="store_true", help="the adapter for vLLM, to be served on its base")
     command.set_defaults(command=_export)
-
-
-def _add_compare(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", type=Path, help="directory of a run, or a config: trained first if it is not there")
-    command.add_argument("--schemes", nargs="+", choices=CONTESTANTS, required=True, help="rows of the table, in order")
-    command.add_argument("--out", type=Path, help="folder of the results; RUN/compare by default")
-    command.add_argument("--questions", type=int, help="so many of the test questions, evenly spread; all by default")
-    _add_overrides(command)
-    command.set_defaults(command=_compare)
 
 
 def _add_service_config(command: argparse.ArgumentParser) -> None:
@@ -275,16 +256,6 @@ def _run_ml(module: str, *arguments: str) -> int:
     try:
         return run_module(Settings(), module, *arguments)
     except KeyboardInterrupt:
-        return FAILED
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from pipelines.comparison.compare import compare  # tables and budgets that no other command needs
-
-    try:
-        return compare(args.target, args.schemes, args.out, args.questions, args.overrides, Settings())
-    except KeyboardInterrupt:
-        print("vlmops: stopped; the same command goes on with the scheme that it was at", file=sys.stderr)
         return FAILED
 
 

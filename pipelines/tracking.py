@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 PUBLISHED_FILES = ("*.html", "*.png", "*.json", "history.jsonl", "rejects.jsonl", "*/answers.*")
 """Of a step's folder; weights and images stay where they are."""
+
+UNFIT = re.compile(r"[^\w\-. :/]", re.ASCII)
+"""Characters that MLflow refuses in the name of a metric."""
 
 LONGEST_PARAMETER = 500
 """MLflow refuses longer ones."""
@@ -176,9 +180,12 @@ def _publish_step(mlflow: MlflowClient, run_id: str, run: Run, step: Step[Any]) 
 
 
 def _accuracies(evaluation: dict[str, Any]) -> dict[str, float]:
+    """By slice; and shares of marked answers, whose names hold the labels of classes."""
+    named = {f"accuracy.{evaluation['subject']}.{name}": score for name, score in evaluation["scores"].items()}
+    named |= {f"share.{evaluation['subject']}.{name}": score for name, score in evaluation.get("metrics", {}).items()}
     values: dict[str, float] = {}
-    for name, score in evaluation["scores"].items():
-        key = f"accuracy.{evaluation['subject']}.{name}"
+    for name, score in named.items():
+        key = UNFIT.sub("_", name)
         values |= {key: score["correct"] / score["n"], f"{key}.low": score["low"], f"{key}.high": score["high"]}
     return values
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pipelines.artifact import Artifact
-from pipelines.config import Evaluate, Images, Serving
+from pipelines.config import Evaluate, Images
 from pipelines.config_load import Load
+from pipelines.config_serving import Serving
 from pipelines.evaluation import Score
 from pipelines.hardware import Hardware
 from pipelines.load_report import LoadReport

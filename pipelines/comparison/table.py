@@ -161,7 +161,8 @@ def _figures(found: Comparison, row: Row) -> dict[str, object]:
     planned = row.planned
     figures: dict[str, object] = {
         "scheme": row.name, "missing": row.missing, "weights_gib": row.weights_gib, "kv_gib": row.kv_gib,
-        "planned_weights_gib": planned.weights_gib, "planned_peak_gib": planned.peak_gib, "planned_kv_tokens": planned.kv_tokens,
+        "planned_weights_gib": planned.weights_gib, "planned_peak_gib": planned.peak_gib,
+        "planned_kv_tokens": planned.kv_tokens,
         "card": planned.card, "verdict": planned.verdict, "planned_need_gib": planned.need_gib,
     }  # fmt: skip
     if row.measured is None:

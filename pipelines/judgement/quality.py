@@ -97,4 +97,4 @@ def _figures(found: Comparison, reference: str, confidence: float) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{share * 100:+.1f}"
+    return f"{round(share * 100, 1) + 0.0:+.1f}"  # + 0.0: no minus before zero

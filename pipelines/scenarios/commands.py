@@ -53,8 +53,7 @@ def check_pack(name: str) -> int:
     Raises:
         BadInput: There is no such folder.
     """
-    folder = Path(name) if Path(name).is_dir() else find_pack(name)
-    found, console = examine(folder), Console()
+    found, console = examine(_folder(name)), Console()
     for problem in found.problems:
         _say(console, str(problem))
     if found.pack is not None:
@@ -83,7 +82,7 @@ def import_pack(template: str, table: Path, images: Path, out: Path) -> int:
     Raises:
         BadInput: Something is wrong; nothing was written.
     """
-    return _show_written(import_table(find_pack(template), table, images, out))
+    return _show_written(import_table(_folder(template), table, images, out))
 
 
 def convert_pack(task: Path, margin: float, out: Path) -> int:
@@ -95,6 +94,11 @@ def convert_pack(task: Path, margin: float, out: Path) -> int:
     from pipelines.scenarios.lm_eval import convert_task  # with the templates that no other command needs
 
     return _show_written(convert_task(task, margin, out))
+
+
+def _folder(name: str) -> Path:
+    """A folder as a person at the command line names it, or a shipped pack."""
+    return Path(name) if Path(name).is_dir() else find_pack(name)
 
 
 def _show_written(found: Findings) -> int:

@@ -16,17 +16,17 @@ def shipped_packs() -> tuple[Path, ...]:
     return tuple(sorted(file.parent for file in SHIPPED.glob(f"*/{PACK}")))
 
 
-def find_pack(name: str | Path) -> Path:
-    """The folder of a pack.
+def find_pack(name: str) -> Path:
+    """The folder of a pack that a config names: the same wherever a process runs.
 
     Args:
-        name: A folder, or the name of a shipped pack.
+        name: Of a shipped pack, or the whole path of a folder.
 
     Raises:
         BadInput: There is neither.
     """
-    for folder in (Path(name), SHIPPED / name):
-        if (folder / PACK).is_file():
-            return folder
-    known = ", ".join(folder.name for folder in shipped_packs())
-    raise BadInput(f"{name}: no scenario pack; name a folder with {PACK}, or a shipped one: {known}")
+    folder = SHIPPED / name  # a whole path takes the place of what it is joined to
+    if not (folder / PACK).is_file():
+        known = ", ".join(each.name for each in shipped_packs())
+        raise BadInput(f"{name}: no scenario pack; name a folder with {PACK}, or a shipped one: {known}")
+    return folder

@@ -51,6 +51,7 @@ def evaluation(folder: Path, subject: str, wrong: int) -> Evaluation:
         scheme="bf16",
         answers=folder / subject / ANSWERS,
         scores=scores,
+        metrics={"x-ray/sensitivity/fracture (open)": Score(correct=9, n=10, low=0.6, high=0.98)},
         start_seconds=30,
         answer_seconds=20,
         requests_per_minute=1800,

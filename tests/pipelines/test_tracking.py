@@ -23,6 +23,7 @@ def test_a_run_is_published_whole(tracked: Settings) -> None:
     assert data.params["lora.rank"] == "8"
     assert data.metrics["accuracy.candidate.digits"] == pytest.approx(0.95)
     assert data.metrics["accuracy.candidate.digits.low"] < 0.95 < data.metrics["accuracy.candidate.digits.high"]
+    assert data.metrics["share.candidate.x-ray/sensitivity/fracture _open_"] == pytest.approx(0.9)
     assert data.metrics["finetune.seconds"] == 12.5
     assert data.metrics["finetune.peak_gib"] == 1.2
     assert [m.step for m in mlflow.get_metric_history(run_id, "loss")] == list(range(1, 11))

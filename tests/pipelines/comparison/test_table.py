@@ -62,8 +62,8 @@ def measured(folder: Path, name: Contestant, wrong: int, slower: float) -> Row:
 def planned() -> Planned:
     """A plan."""
     return Planned(
-        card="L40S, 48 GB", verdict="tight", need_gib=36.2, limit_gib=37.8, weights_gib=30.11, peak_gib=38.0, kv_tokens=84_000,
-        kv_token_bytes=98_304, fits_here=True, objection=None,
+        card="L40S, 48 GB", verdict="tight", need_gib=36.2, limit_gib=37.8, weights_gib=30.11, peak_gib=38.0,
+        kv_tokens=84_000, kv_token_bytes=98_304, fits_here=True, objection=None,
     )  # fmt: skip
 
 

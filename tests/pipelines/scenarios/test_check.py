@@ -115,7 +115,7 @@ def test_a_line_that_is_no_json(tmp_path: Path) -> None:
 def test_a_line_separator_within_a_text_ends_no_line_and_other_bytes_are_told(tmp_path: Path) -> None:
     folder = write_pack(tmp_path / "shop")
     lines = [json.dumps(ITEMS[2] | {"id": f"x{n}", "prompt": prompt}, ensure_ascii=False) for n, prompt in
-             enumerate(("One\u2028two", "caf\u00e9"))]  # fmt: skip
+             enumerate(("One\u2028two", "\u00fcber"))]  # fmt: skip
     with (folder / "items.jsonl").open("ab") as file:
         file.write(f"{lines[0]}\r\n".encode() + lines[1].encode("latin-1") + b"\n")
     [problem] = problems(folder)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image, ImageChops
+from pydantic import TypeAdapter
 
 from pipelines.cli import main
 from pipelines.config_file import load_config
-from pipelines.errors import ConfigError
+from pipelines.errors import BadInput, ConfigError
 from pipelines.scenarios.check import open_pack
+from pipelines.scenarios.items import read_items
+from pipelines.scenarios.pack import Pack
 from pipelines.scenarios.planning import wanted_items
-from pipelines.scenarios.shelf import SHIPPED, shipped_packs
+from pipelines.scenarios.scorers.registry import AnyScorer
+from pipelines.scenarios.shelf import SHIPPED, find_pack, shipped_packs
 from pipelines.settings import ROOT
 from tests.pipelines.scenarios.packs import write_pack
 
@@ -76,6 +82,27 @@ def _config(*scenarios: object) -> tuple[str, ...]:
 def test_a_config_names_shipped_packs_and_folders(tmp_path: Path) -> None:
     folder = write_pack(tmp_path / "shop")
     assert _config("digits", "catalog", folder) == ("digits", "catalog", str(folder))
+
+
+def test_a_name_means_the_shipped_pack_wherever_a_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pack(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert find_pack("digits") == SHIPPED / "digits"
+    assert main(["scenario", "check", "digits"]) == 0  # a person means what is before them
+    with pytest.raises(BadInput):
+        find_pack("shop")
+
+
+def test_what_the_readme_shows_is_a_pack() -> None:
+    text = (ROOT / "README.md").read_text()
+    [shown] = re.findall(r"```yaml\n# pack.yaml\n(.*?)```", text, re.DOTALL)
+    pack = Pack.model_validate(yaml.safe_load(shown))
+    [item] = re.findall(r'^`(\{"id": "0001", "slice": "price".*\})`', text, re.MULTILINE)
+    found, problems = read_items(item.encode())
+    assert problems == []
+    assert pack.slices[found[1].slice].scorer.objection(found[1].expected_text) is None
+    scorers = TypeAdapter(AnyScorer).json_schema()["discriminator"]["mapping"]
+    assert set(re.findall(r"^\| `([a-z]+)` \| (?:text|a|an)\b", text, re.MULTILINE)) >= set(scorers)
 
 
 @pytest.mark.parametrize(

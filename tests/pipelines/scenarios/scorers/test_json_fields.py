@@ -110,7 +110,7 @@ def test_what_is_expected_must_be_valid_itself(expected: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "why"),
     [
-        ({"type": "objekt"}, "no JSON Schema"),
+        ({"type": "thing"}, "no JSON Schema"),
         ({"properties": {"a": {"$ref": "https://example.org/a.json"}}}, "not in the schema itself"),
         ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "not in the schema itself"),
     ],

@@ -52,7 +52,7 @@ def test_any_of_the_accepted_texts_is_right() -> None:
         ("hello", "HELLO ", 1),
         ("helo", "hello", 0.8),
         ("ab", "ac", 0),  # half is wrong: NL is not below the threshold
-        ("abc", "abd", 1 - 1 / 3),
+        ("abc", "abx", 1 - 1 / 3),
         ("", "abc", 0),
     ],
 )
