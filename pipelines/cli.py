@@ -135,8 +135,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_scenario(commands.add_parser("scenario", help="scenario packs: list, check, make of your own images"))
 
-    compare = "a run's model in several schemes: speed, memory, quality as served"
-    add_compare(_add_overrides(commands.add_parser("compare", help=compare)))
+    add_compare(_add_overrides(commands.add_parser("compare", help="a run's model in several schemes, as served")))
 
     ask = commands.add_parser("ask", help="ask the served model about an image")
     ask.add_argument("image", type=Path)
