@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.section import Section
 
@@ -15,8 +15,11 @@ class Serving(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """The model name that clients send."""
 
-    strategy: Literal["restart"] = "restart"
-    """How a new version takes over: hold requests, stop the old engine, start the new one, probe, release."""
+    strategy: Literal["auto", "restart", "reload"] = "auto"
+    """How a new version takes over while requests wait. `restart`: the old engine ends, another starts. `reload`: the
+    running engine reads other weights, on a card and between versions that differ in nothing else; a promotion that
+    could not do so is refused. `auto`: reload where that can be, else restart.
+    """
 
     max_model_len: int = Field(8192, ge=64)
     """Longest prompt and answer, in tokens."""
@@ -47,3 +50,30 @@ class Serving(Section):
 
     probe_match: float = Field(1.0, gt=0, le=1)
     """Share of the golden answers that a newly started engine must repeat."""
+
+    watch_seconds: float = Field(30, ge=0)
+    """How long a version is watched after its release, before it becomes `champion`: should its engine end, lose a
+    request or no longer answer as it should, what served before comes back.
+    """
+
+    watch_match: float = Field(0.5, ge=0, le=1)
+    """Share of the golden answers that must come again under traffic, where the others in a batch may move a close
+    decision.
+    """
+
+    crashes: int = Field(3, ge=1)
+    """Ends of an engine within `crash_minutes` after which what served before comes back; until then it is started
+    again.
+    """
+
+    crash_minutes: float = Field(10, gt=0)
+    """Over which they are counted."""
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _no_adapters_yet(cls, strategy: object) -> object:
+        if strategy == "adapter":
+            raise ValueError(
+                "`adapter` swaps adapters on one base, and registered versions are whole models; set `auto`"
+            )
+        return strategy

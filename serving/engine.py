@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from pipelines.config import Hardware, Images, Serving
 from pipelines.errors import EngineFailed
 from pipelines.system.processes import free_port, require_free_port, start, tail, wait_until
 from serving.client import healthy, served_names
+from serving.redact import redacted
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 """The program; `vllm serve` by its module, so that it is the one of this environment."""
@@ -42,11 +43,20 @@ class Launch:
     extra: tuple[str, ...] = ()
     """Flags after ours; of a flag that is given twice, the last one counts."""
 
+    reloadable: bool = False
+    """Whether it may be told to read other weights. The endpoints for that do whatever they are told: the front passes
+    on none of them, and whoever may use this machine's loopback can."""
+
     def command(self, port: int) -> list[str]:
         """The argument list of the server."""
         place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", *self.names]
         ours = options(self.serving, self.images, self.hardware)
         return [*self.program, str(self.model), *place, *ours, *self.extra]
+
+    def start(self, port: int, log: Path, *, outlives_us: bool = True) -> subprocess.Popen[bytes]:
+        """Start the server, without any secret of ours in its environment."""
+        env = environment(self.hardware) | ({"VLLM_SERVER_DEV_MODE": "1"} if self.reloadable else {})
+        return start(self.command(port), log, env, outlives_us=outlives_us, secrets=False)
 
 
 def options(serving: Serving, images: Images, hardware: Hardware) -> list[str]:
@@ -87,7 +97,7 @@ def environment(hardware: Hardware) -> dict[str, str]:
         "VLLM_HOST_IP": "127.0.0.1",
     }
     if hardware.device == "cuda":
-        return common
+        return {**common, "VLLM_ENABLE_STARTUP_PLAN": "1"}  # a later start knows what the first one measured
     return {
         **common,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -123,16 +133,29 @@ class Engine:
     def stop(self, grace_seconds: float) -> None:
         """End all of its processes: SIGTERM to the leader, after the grace SIGKILL to all.
 
-        Zombies count as ended: in a container nobody may reap the children of a promoter that is gone.
+        Zombies count as ended: in a container nobody may reap the children of a promoter that is gone. Whoever got a
+        number of theirs meanwhile is let be.
         """
         deadline = time.monotonic() + grace_seconds
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-        while alive(self.pid) and group(self.pid) and time.monotonic() < deadline:
+        for process in self._processes():
+            if process.pid == self.pid:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()  # psutil compares the start time: never a stranger
+        while alive(self.pid) and self._processes() and time.monotonic() < deadline:
             time.sleep(0.1)
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        wait_until(lambda: not group(self.pid), 20, lambda: self._failed("is still there after SIGKILL"), 0.05)
+        wait_until(self._killed, 20, lambda: self._failed("is still there after SIGKILL"), 0.05)
+
+    def _killed(self) -> bool:
+        left = self._processes()
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return not left
+
+    def _processes(self) -> list[psutil.Process]:
+        """Those of its group, if one of them writes to its log: else the number belongs to somebody else now."""
+        members = group(self.pid)
+        return members if any(output(process.pid) == self.log for process in members) else []
 
     def _ready(self) -> bool:
         if not alive(self.pid):
@@ -140,14 +163,14 @@ class Engine:
         return healthy(self.url) and set(self.names) <= set(served_names(self.url))
 
     def _failed(self, what: str) -> EngineFailed:
-        return EngineFailed(f"the engine {what}; the end of {self.log}:\n{tail(self.log)}")
+        return EngineFailed(f"the engine {what}; the end of {self.log}:\n{redacted(tail(self.log))}")
 
 
 @contextmanager
 def engine(launch: Launch, log: Path) -> Iterator[Engine]:
     """A server on a free port, stopped on leaving the block with no process left. It is started, not yet ready."""
     port = free_port()
-    process = start(launch.command(port), log, environment(launch.hardware), outlives_us=False)
+    process = launch.start(port, log, outlives_us=False)
     started = Engine(process.pid, f"http://127.0.0.1:{port}", log, launch.names)
     try:
         yield started
@@ -163,7 +186,7 @@ def start_in_service(launch: Launch, port: int, log: Path) -> Engine:
         MachineUnfit: The port is taken.
     """
     require_free_port(port, "the engine")
-    process = start(launch.command(port), log, environment(launch.hardware))
+    process = launch.start(port, log)
     return Engine(process.pid, f"http://127.0.0.1:{port}", log, launch.names)
 
 
@@ -171,14 +194,19 @@ def find(logs: Path) -> dict[int, Path]:
     """The process groups that write to a log in the folder `logs`, and which log: living and orphaned engines."""
     found = {}
     for pid in psutil.pids():
-        try:
-            output = Path(f"/proc/{pid}/fd/1").readlink()
-            leader = os.getpgid(pid)
-        except (PermissionError, FileNotFoundError, ProcessLookupError):  # another user's, or gone meanwhile
-            continue
-        if output.parent == logs and output.suffix == ".log":
-            found[leader] = output
+        log = output(pid)
+        if log is not None and log.parent == logs and log.suffix == ".log":
+            with suppress(ProcessLookupError):
+                found[os.getpgid(pid)] = log
     return found
+
+
+def output(pid: int) -> Path | None:
+    """The file that a process writes to, under the name that it has now; None of another user's or one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/fd/1").readlink()
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def group(leader: int) -> list[psutil.Process]:

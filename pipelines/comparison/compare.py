@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pipelines.comparison.rows import CONTENDER, FAILURE, MEASURED, Contender, C
 from pipelines.comparison.table import csv_of, markdown_of, show_tables
 from pipelines.config import Config
 from pipelines.config_file import load_config
-from pipelines.errors import DONE, FAILED, BadInput, EvaluationInvalid, StepFailed, VlmopsError
+from pipelines.errors import DONE, FAILED, BadInput, EvaluationInvalid, RunConflict, StepFailed, VlmopsError
 from pipelines.launch import run_module
 from pipelines.line import run_steps
 from pipelines.run import Run, run_name
@@ -53,6 +55,7 @@ def compare(
 
     Raises:
         BadInput: There is no such run, it is not trained, or an override would change what its model is.
+        RunConflict: Another comparison writes to the same folder.
         StepFailed: A step of the run ended badly.
     """
     if questions is not None and questions < 1:
@@ -61,8 +64,9 @@ def compare(
     folder = (out or run.root / "compare").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     contest = _Contest(run, config, read_base(run.read(DOWNLOAD).path), folder, questions, settings)
-    found = Comparison(run.name, config, tuple(contest.row(name) for name in dict.fromkeys(names)))
-    _report(run, found, folder, settings)
+    with _claim(folder):
+        found = Comparison(run.name, config, tuple(contest.row(name) for name in dict.fromkeys(names)))
+        _report(run, found, folder, settings)
     return DONE if found.complete else FAILED
 
 
@@ -128,6 +132,17 @@ class _Contest:
         if (folder / FAILURE).is_file():
             raise EvaluationInvalid(Failure.model_validate_json((folder / FAILURE).read_text()).reason)
         raise StepFailed(f"measuring {name}", code)
+
+
+@contextmanager
+def _claim(folder: Path) -> Iterator[None]:
+    """The folder for one process at a time: two would measure each other. A dead process holds no claim."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunConflict(f"another comparison writes to {folder}; wait for it, or name another --out") from None
+        yield
 
 
 def _report(run: Run, found: Comparison, out: Path, settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ from typing import NoReturn
 import psutil
 
 from pipelines.errors import MachineUnfit, VlmopsError
+
+SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?|CONN)(_|$)")
+"""What environment variables that hold a secret have in their names."""
 
 
 def free_port() -> int:
@@ -46,13 +50,19 @@ def require_free_port(port: int, purpose: str) -> None:
 
 
 def start(
-    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, *, outlives_us: bool = True
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    *,
+    outlives_us: bool = True,
+    secrets: bool = True,
 ) -> subprocess.Popen[bytes]:
     """Start a command as the leader of its own process group, its output appended to `log`.
 
     Args:
         env: Added to this process's environment.
         outlives_us: False: it gets SIGTERM when this process ends in any way, also by SIGKILL.
+        secrets: False: of this process's environment, whatever is named as a secret is kept from it.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -61,10 +71,14 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env={**_inherited(secrets=secrets), **(env or {})},
             start_new_session=True,
             preexec_fn=None if outlives_us else end_with_parent,  # noqa: PLW1509  one system call, no lock
         )
+
+
+def _inherited(*, secrets: bool) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if secrets or not SECRET.search(name)}
 
 
 def stop(pid: int, grace_seconds: float = 20) -> None:

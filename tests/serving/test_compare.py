@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipelines.comparison.compare import compare
 from pipelines.comparison.rows import CONTENDER, FAILURE, MEASURED, Contender, Failure
 from pipelines.config import Config
 from pipelines.config_export import Export, Parity
-from pipelines.errors import DONE, FAILED, EvaluationInvalid
+from pipelines.errors import DONE, FAILED, EvaluationInvalid, RunConflict
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, FINETUNE, PREPARE, Step
@@ -97,6 +98,16 @@ def test_schemes_are_served_and_measured_and_kept(
     assert told.err.count("already measured") == 2
     assert "gptq_int8: not measured: calibrated by llm-compressor" in told.out
     assert "int8_w8a16: not measured: cpu is a CPU" in told.out
+
+
+def test_two_comparisons_do_not_share_a_folder(run: Run, settings: Settings) -> None:
+    folder = run.root / "compare"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunConflict, match="another comparison writes to"):
+            compare(run.root, ("bf16",), None, None, LOAD, settings)
+    assert not (folder / "bf16").exists()
 
 
 def contender(make: Maker, data: Path, smoke: Config, folder: Path, digest: str = "", fault: str = "") -> Path:
