@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium of this machine; none is ever downloaded."""
+    """A headless Chromium of this machine; none is ever downloaded.
+
+    Of a module: while it runs, so does an event loop in this thread, and other tests have their own.
+    """
     from playwright.sync_api import sync_playwright
 
     found = next(filter(None, map(shutil.which, NAMES)), None)
