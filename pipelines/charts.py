@@ -6,7 +6,12 @@ from pathlib import Path
 
 from pipelines.evaluation import EvalReport, Evaluation
 
-LABELS = {"base": "base {}", "merged": "fine-tuned {}", "candidate": "fine-tuned {}, as served"}
+LABELS = {
+    "base": "base {}",
+    "merged": "fine-tuned {}",
+    "champion": "champion {}",
+    "candidate": "fine-tuned {}, as served",
+}
 """Subjects in the order they are drawn, with a place for the scheme."""
 
 SCHEME_LABELS: dict[str, str] = {
@@ -50,7 +55,8 @@ def accuracy_chart(report: EvalReport, path: Path) -> None:
             label=label(evaluation),
         )
     counts = [evaluations[0].scores[name].n for name in slices]
-    axes.set_xticks(range(len(slices)), [f"{name}\nn = {n}" for name, n in zip(slices, counts, strict=True)])
+    names = [f"{name}\nn = {n}" for name, n in zip(slices, counts, strict=True)]
+    axes.set_xticks(range(len(slices)), names, parse_math=False)  # a slice may be named `$`
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("right answers")
     axes.spines[["top", "right"]].set_visible(False)

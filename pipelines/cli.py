@@ -15,6 +15,8 @@ from typing import get_args
 
 from pipelines import line
 from pipelines.budget.show import show_plan
+from pipelines.cli_release import add_release
+from pipelines.cli_serving import add_promote, add_rollback, add_serving
 from pipelines.comparison.command import add_compare
 from pipelines.config import Config
 from pipelines.config_export import GroupSize
@@ -22,6 +24,7 @@ from pipelines.config_file import load_config
 from pipelines.doctor import examine, require_fit
 from pipelines.errors import DONE, FAILED, VlmopsError
 from pipelines.judgement.alone import judge_reports
+from pipelines.keys.commands import add_keys
 from pipelines.launch import run_module, run_step
 from pipelines.run import Run
 from pipelines.scenarios.commands import add_scenario
@@ -45,6 +48,7 @@ EXAMPLES = """examples:
   vlmops stack                                          Airflow, MLflow and the serving front, until Ctrl-C
   vlmops promote --version 3 --reason "reads sevens"    approve a version and put it into service
   vlmops rollback                                       back to what served before
+  vlmops release 3 --out digits-v3                      what another place needs to serve version 3
 
 exit codes: 0 done, 1 failure, 2 bad input, 3 the gate said no
 """
@@ -111,16 +115,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can do, and what is missing")
     doctor.set_defaults(command=_doctor)
 
-    promote = commands.add_parser("promote", help="put the approved version into service")
-    _add_service_config(promote)
-    promote.add_argument("--version", type=int, help="approve this version first")
-    promote.add_argument("--reason", default="vlmops promote", help="why, for the registry")
-    promote.set_defaults(command=_promote)
-
-    rollback = commands.add_parser("rollback", help="put back into service what served before")
-    _add_service_config(rollback)
-    rollback.add_argument("--reason", default="vlmops rollback", help="why, for the registry")
-    rollback.set_defaults(command=_rollback)
+    add_promote(commands.add_parser("promote", help="put the approved version into service"))
+    add_rollback(commands.add_parser("rollback", help="put back into service what served before"))
 
     gate = commands.add_parser("gate", help="judge evaluation reports alone: a candidate against its base or another")
     gate.add_argument("report", type=Path, help="a run, or the output.json of its step evaluate")
@@ -141,6 +137,12 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
     ask.set_defaults(command=_ask)
+
+    add_serving(commands.add_parser("serving", help="what serves: status, start, stop, watch"))
+
+    add_keys(commands.add_parser("keys", help="who may ask what serves: add, list, revoke"))
+
+    add_release(commands.add_parser("release", help="a version as files that another place can serve it from"))
 
     stack = commands.add_parser("stack", help="run Airflow, MLflow and the serving front here until Ctrl-C")
     stack.set_defaults(command=_stack)
@@ -178,11 +180,6 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompts", type=int, help="whose predictions are compared; a run's own, else 8; 0: unproven")
     command.add_argument("--adapter-only", action="store_true", help="the adapter for vLLM, to be served on its base")
     command.set_defaults(command=_export)
-
-
-def _add_service_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, default=Settings().config, help="names the registered model")
-    command.set_defaults(overrides=[])
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -225,14 +222,6 @@ def _schema(args: argparse.Namespace) -> int:  # noqa: ARG001  every command has
 
 def _doctor(args: argparse.Namespace) -> int:  # noqa: ARG001
     return examine(Settings())
-
-
-def _promote(args: argparse.Namespace) -> int:
-    return line.promote(_config(args), args.version, args.reason, Settings())
-
-
-def _rollback(args: argparse.Namespace) -> int:
-    return line.rollback(_config(args), args.reason, Settings())
 
 
 def _gate(args: argparse.Namespace) -> int:

@@ -222,3 +222,13 @@ class Config(Section):
                 f"serving.max_model_len {self.serving.max_model_len}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _questions_find_places(self) -> Self:
+        places = self.serving.max_num_seqs + self.serving.max_waiting
+        if (most := max(self.evaluate.concurrency, *self.load.concurrencies, 0)) > places:
+            raise ValueError(
+                f"evaluate and load ask up to {most} questions at once, and the engine refuses more than {places}; "
+                f"raise serving.max_waiting"
+            )
+        return self

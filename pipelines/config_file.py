@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from pipelines.config import Config
 from pipelines.errors import BadInput, ConfigError
 from pipelines.settings import ROOT
+from pipelines.strict_yaml import load_yaml
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -32,17 +34,16 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_problems(path, error)) from None
-    for scenario in config.evaluate.scenarios:
-        _require_pack(path, scenario)
+    _require_packs(path, config.evaluate.scenarios)
     return config
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config; the shipped ones are in {ROOT / 'configs'}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(raw).__name__}")
@@ -57,19 +58,21 @@ def _read_profile(path: Path, name: str) -> dict[str, Any]:
     raise ConfigError(f"{path}: hardware = {name!r}: no such profile; known: {', '.join(known)}")
 
 
-def _require_pack(path: Path, name: str) -> None:
+def _require_packs(path: Path, scenarios: Sequence[str]) -> None:
     """What is wrong with a pack is found before anything is trained, its images apart: the evaluation reads them."""
-    from pipelines.scenarios.check import read_pack, require_items  # with scorers that most configs do not need
+    if not scenarios:
+        return
+    from pipelines.scenarios.check import require_right  # with scorers that most configs do not need
     from pipelines.scenarios.shelf import find_pack
 
     try:
-        folder = find_pack(name)
-        pack, problems = read_pack(folder)
-        if pack is None:
-            raise BadInput("; ".join(map(str, problems)))
-        require_items(folder, pack)
+        names = [require_right(find_pack(scenario)).name for scenario in scenarios]
     except BadInput as error:
         raise ConfigError(f"{path}: evaluate.scenarios: {error}") from None
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"{path}: evaluate.scenarios: two packs are called {twice[0]}; rename one in its pack.yaml, or leave it out"
+        )
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -54,6 +54,8 @@ class Limit(Section):
     def _says_something(self) -> Self:
         if self.minimum is None and self.maximum is None:
             raise ValueError(f"{self.metric}: say a minimum, a maximum or both")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"{self.metric}: no share is at least {self.minimum:g} and at most {self.maximum:g}")
         return self
 
 
@@ -83,7 +85,8 @@ class Gate(Section):
     None: not judged."""
 
     max_memory_ratio: float | None = Field(None, gt=0)
-    """Largest peak memory of the engine's processes, as a multiple of the reference's. None: not judged."""
+    """Largest peak memory, of the card or on a CPU of the engine's processes, as a multiple of the reference's. None:
+    not judged."""
 
     attempts: int = Field(20, ge=1)
     """Different candidates that may be judged on one test split against the same reference. Each look at sealed items

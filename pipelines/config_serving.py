@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, IPvAnyAddress, field_validator, model_validator
 
 from pipelines.section import Section
+
+
+class Tls(Section):
+    """HTTPS for other machines. Plain HTTP stays on loopback beside it, for this machine's own commands."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")
+    """Host name, or IP address, that clients use."""
+
+    bind: IPvAnyAddress = IPv4Address("0.0.0.0")
+    """Address of this machine that is listened on; all of them, unless told."""
+
+    port: int = Field(8843, ge=1, le=65535)
+    """Where it listens."""
+
+    certificate: Path | None = None
+    """Chain in PEM. Unset: Caddy's own authority signs one; its root is in `caddy/pki` of the serving state."""
+
+    key: Path | None = None
+    """Private key of the certificate, in PEM."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: set both, or neither for Caddy's own authority")
+        return self
 
 
 class Serving(Section):
@@ -30,8 +57,17 @@ class Serving(Section):
     max_num_batched_tokens: int = Field(8192, ge=64)
     """Tokens computed together."""
 
+    max_waiting: int = Field(64, ge=0)
+    """Requests that wait for a place among those computed; beyond them the answer is 503, at once."""
+
     images_per_request: int = Field(4, ge=1)
     """More are refused."""
+
+    image_megapixels: int = Field(40, ge=1)
+    """Size of an image beyond which it is refused before it is decoded: three bytes a pixel."""
+
+    body_megabytes: int = Field(20, ge=1)
+    """Size of a request, its images in base64 included; larger ones are refused."""
 
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
     """Share of hardware.memory_gib that the engine takes; without effect on a CPU."""
@@ -42,11 +78,17 @@ class Serving(Section):
     start_seconds: float = Field(900, gt=0)
     """Deadline for the engine to answer."""
 
+    reload_seconds: float = Field(120, gt=0)
+    """Deadline for a running engine to read other weights; past it the old version is started anew."""
+
     drain_seconds: float = Field(120, gt=0)
     """Deadline for requests in flight before a swap."""
 
     hold_seconds: float = Field(900, gt=0)
     """How long the front holds a request during a swap before it answers 503."""
+
+    tls: Tls | None = None
+    """HTTPS for other machines. Unset: loopback alone."""
 
     probe_match: float = Field(1.0, gt=0, le=1)
     """Share of the golden answers that a newly started engine must repeat."""

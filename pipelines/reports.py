@@ -13,7 +13,11 @@ from pipelines.run import Record
 
 
 def report_folder(path: Path) -> Path:
-    """The folder of a report that is named by a run, by that folder or by the `output.json` in it."""
+    """The folder of a report that is named by a run, by that folder or by the `output.json` in it.
+
+    Whole, so that its parent is its run, wherever the name is read from.
+    """
+    path = path.resolve()
     if path.is_file():
         return path.parent
     return path / "evaluate" if (path / "evaluate").is_dir() else path

@@ -1,13 +1,14 @@
 """The sealed test split is worn by every look at it: each decision is noted, and a quota of candidates kept.
 
-One file for each split, `sealed/<test digest>.jsonl` in the home, that is only ever appended to.
+One file for each split and for each scenario pack, `sealed/<digest>.jsonl` in the home, that is only ever appended to.
+A look at several at once counts for each.
 """
 
 from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import BadInput
+from pipelines.evaluation import EvalReport
 from pipelines.system.durable import append_line
 
 
@@ -41,9 +43,11 @@ class Attempt(BaseModel):
 
 @dataclass(frozen=True)
 class SealedSplit:
-    """The looks at one test split."""
+    """The looks at one test split, or at one scenario pack."""
 
     file: Path
+    name: str = "this test split"
+    """What errors call it."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -76,7 +80,7 @@ class SealedSplit:
         judged = {attempt.model for attempt in self.attempts() if attempt.reference_model == reference_model}
         if model not in judged and len(judged) >= quota:
             raise BadInput(
-                f"{len(judged)} candidates were judged on this test split against the same reference, and "
+                f"{len(judged)} candidates were judged on {self.name} against the same reference, and "
                 f"gate.attempts is {quota} (they are listed in {self.file}). One more may pass by luck: bring new "
                 f"test items, or raise gate.attempts in the config and say there why"
             )
@@ -94,11 +98,20 @@ class SealedSplit:
             ) from None
 
 
-def sealed_split(folder: Path, test_digest: str) -> SealedSplit:
-    """The split of a digest.
+@contextmanager
+def locked_splits(folder: Path, report: EvalReport) -> Iterator[tuple[SealedSplit, ...]]:
+    """Everything sealed that a report's answers show, locked, always in the same order: no two wait for each other.
+
+    Each by its own digest: another choice of scenarios beside the same test split is no new test split.
 
     Args:
         folder: `Settings.sealed`.
-        test_digest: Of the test questions, as reports carry it.
+        report: Of the candidate.
     """
-    return SealedSplit(folder / f"{test_digest}.jsonl")
+    named = {scenario.digest: f"scenario {scenario.name}" for scenario in report.scenarios}
+    named[report.data_digest or report.test_digest] = SealedSplit.name
+    with ExitStack() as locks:
+        splits = tuple(SealedSplit(folder / f"{digest}.jsonl", name) for digest, name in sorted(named.items()))
+        for split in splits:
+            locks.enter_context(split.locked())
+        yield splits

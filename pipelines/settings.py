@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     admin_port: int = Field(8803, ge=1, le=65535)
     """Caddy's own admin endpoint, on loopback."""
 
+    keys_port: int = Field(8804, ge=1, le=65535)
+    """Where Caddy asks whether a key opens, and Prometheus how often each did; on loopback."""
+
     @field_validator("home", "cache_dir", "config")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.errors import BadInput
 from pipelines.page.place import page_of
@@ -16,9 +17,10 @@ from pipelines.steps import REDEPLOY, RETRAIN, Step
 
 def show_runs(folder: Path) -> None:
     """Print a line for each run."""
-    table = Table("run", "config", "last step", "state", box=None, title=str(folder), title_justify="left")
+    title = Text(str(folder), "italic")
+    table = Table("run", "config", "last step", "state", box=None, title=title, title_justify="left")
     for run in runs_below(folder):
-        table.add_row(run.name, *_summary(run))
+        table.add_row(*map(Text, (run.name, *_summary(run))))  # names and reasons: brackets in them are no markup
     Console().print(table)
 
 
@@ -32,19 +34,20 @@ def _summary(run: Run) -> tuple[str, str, str]:
 
 def show_run(run: Run) -> None:
     """Print a line for each step of a run, and where its report lies."""
-    table = Table("step", "state", "seconds", "peak GiB", box=None, title=str(run.root), title_justify="left")
+    title = Text(str(run.root), "italic")
+    table = Table("step", "state", "seconds", "peak GiB", box=None, title=title, title_justify="left")
     for step in _steps(run):
         done = run.finished(step)
         record = run.record(step) if done else None
         table.add_row(
             step.name,
-            _state(run, step),
+            Text(_state(run, step)),
             f"{record.seconds:.1f}" if record else "",
             f"{record.peak_gib:.2f}" if record else "",
         )
     Console().print(table)
     if (page := page_of(run)) is not None:
-        Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+        Console().print(Text(f"report: {page}"), soft_wrap=True)
 
 
 def _steps(run: Run) -> tuple[Step[Any], ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import httpx
 
 from pipelines.budget.measured import predictions
 from pipelines.errors import BadInput, Unreachable
+from pipelines.history import read_history
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step
@@ -30,8 +32,14 @@ log = logging.getLogger(__name__)
 PUBLISHED_FILES = ("*.html", "*.png", "*.json", "history.jsonl", "rejects.jsonl", "*/answers.*")
 """Of a step's folder; weights and images stay where they are."""
 
-UNFIT = re.compile(r"[^\w\-. :/]", re.ASCII)
+UNFIT = re.compile(r"[^\w\-. :/]")
 """Characters that MLflow refuses in the name of a metric."""
+
+LONGEST_METRIC = 250
+"""MLflow refuses longer names."""
+
+LARGEST_BATCH = 1000
+"""MLflow refuses more metrics at once."""
 
 LONGEST_PARAMETER = 500
 """MLflow refuses longer ones."""
@@ -59,9 +67,14 @@ def publish(run: Run, settings: Settings) -> str:
     """Copy what MLflow does not hold yet, and return the id of its run.
 
     Raises:
-        Unreachable: MLflow does not answer.
+        Unreachable: MLflow does not answer, or not any more.
     """
     mlflow = client(settings)
+    with answering(settings):
+        return _publish(mlflow, run)
+
+
+def _publish(mlflow: MlflowClient, run: Run) -> str:
     run_id = _tracking_run(mlflow, run)
     published = _published(run)
     for step in STEPS.values():
@@ -74,6 +87,45 @@ def publish(run: Run, settings: Settings) -> str:
             mlflow.set_tag(run_id, f"failure.{step.name}", f"{failure.error}: {failure.message}"[:5000])
     _set_status(mlflow, run_id, run)
     return run_id
+
+
+@contextmanager
+def answering(settings: Settings) -> Iterator[None]:
+    """Calls of an MLflow client: a server that goes away between two of them is unreachable too.
+
+    Raises:
+        Unreachable: It did.
+    """
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        yield
+    except RestException:  # it answers, and refuses
+        raise
+    except MlflowException as error:
+        if error.error_code != "INTERNAL_ERROR":  # what the client itself refuses has a code of its own
+            raise
+        raise Unreachable("MLflow", str(settings.mlflow_uri), error) from error
+
+
+def log_figures(mlflow: MlflowClient, run_id: str, figures: Iterable[tuple[int, str, float]], stamp: int) -> None:
+    """Log figures under names that MLflow takes, in batches that it takes.
+
+    Args:
+        figures: Step, name and value of each. Slices and classes have any name, and their figures are named for them.
+        stamp: Of all of them, milliseconds since 1970.
+    """
+    from mlflow.entities import Metric
+
+    metrics = [Metric(metric_name(name), value, stamp, at) for at, name, value in figures]
+    for start in range(0, len(metrics), LARGEST_BATCH):
+        mlflow.log_batch(run_id, metrics=metrics[start : start + LARGEST_BATCH])
+
+
+def metric_name(name: str) -> str:
+    """A name as MLflow takes it: also without parts that a path would lose, such as `..`."""
+    parts = UNFIT.sub("_", name)[:LONGEST_METRIC].split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)
 
 
 def file_address(run_id: str, path: str, settings: Settings) -> str:
@@ -160,8 +212,6 @@ def numbers(value: Any, prefix: str) -> Iterator[tuple[str, float]]:
 
 
 def _publish_step(mlflow: MlflowClient, run_id: str, run: Run, step: Step[Any]) -> None:
-    from mlflow.entities import Metric
-
     record = run.record(step)
     values = {f"{step.name}.seconds": record.seconds, f"{step.name}.peak_gib": record.peak_gib}
     values |= dict(numbers(record.artifact, step.name))
@@ -170,10 +220,8 @@ def _publish_step(mlflow: MlflowClient, run_id: str, run: Run, step: Step[Any]) 
     values |= predictions(run, step)
     # The file's own time, so that a repeated publication writes the same rows again instead of new ones.
     stamp = int((run.folder(step) / "output.json").stat().st_mtime * 1000)
-    metrics = [Metric(key, value, stamp, 0) for key, value in values.items()]
-    metrics += [Metric(key, value, stamp, at) for at, key, value in _curve(run.folder(step) / "history.jsonl")]
-    for start in range(0, len(metrics), 1000):  # MLflow's largest batch
-        mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
+    log_figures(mlflow, run_id, ((0, name, value) for name, value in values.items()), stamp)
+    log_figures(mlflow, run_id, _curve(run.folder(step) / "history.jsonl"), stamp)
     for pattern in PUBLISHED_FILES:
         for path in sorted(run.folder(step).glob(pattern)):
             mlflow.log_artifact(run_id, str(path), str(path.parent.relative_to(run.root)))
@@ -185,16 +233,13 @@ def _accuracies(evaluation: dict[str, Any]) -> dict[str, float]:
     named |= {f"share.{evaluation['subject']}.{name}": score for name, score in evaluation.get("metrics", {}).items()}
     values: dict[str, float] = {}
     for name, score in named.items():
-        key = UNFIT.sub("_", name)
-        values |= {key: score["correct"] / score["n"], f"{key}.low": score["low"], f"{key}.high": score["high"]}
+        values |= {name: score["correct"] / score["n"], f"{name}.low": score["low"], f"{name}.high": score["high"]}
     return values
 
 
 def _curve(history: Path) -> Iterator[tuple[int, str, float]]:
-    for line in history.read_text().splitlines() if history.is_file() else ():
-        event = json.loads(line)
-        at = event.pop("step")
-        yield from ((at, key, float(value)) for key, value in event.items())
+    for at, event in read_history(history):
+        yield from ((at, name, value) for name, value in event.items())
 
 
 def _set_status(mlflow: MlflowClient, run_id: str, run: Run) -> None:

@@ -3,41 +3,105 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pipelines.errors import DONE, BadInput, VlmopsError
+import httpx
+
+from pipelines.errors import DONE, BadInput, EngineFailed, Unreachable, VlmopsError
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
-from serving.client import Client
-from serving.questions import encode
+from serving.pictures import shrink
 from serving.served import read_served
 
 MAX_TOKENS = 256
+TIMEOUT = httpx.Timeout(900, connect=30)
+"""Seconds: a question is held during a promotion, for `serving.hold_seconds` at most."""
+
+BUSY = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
+MEGABYTE = 1_000_000
+Wait = Callable[[float], None]
 
 
-def ask(settings: Settings, image: Path, question: str) -> str:
+def ask(settings: Settings, image: Path, question: str, wait: Wait = time.sleep) -> str:
     """The answer of whatever serves.
 
+    Args:
+        image: Shrunk to the pixels that the engine looks at before it is sent.
+        wait: For the seconds that the front asks for when it is busy; once.
+
     Raises:
-        BadInput: There is no such image, or nothing was ever promoted.
+        BadInput: There is no such image, it cannot be shown, it is too large, or nothing was ever promoted.
         Unreachable: The front does not answer.
-        EngineFailed: It answers with an error.
+        EngineFailed: It refuses, is still busy, or its answer is none.
     """
-    if not image.is_file():
-        raise BadInput(f"{image}: no such image")
     now = read_served(settings)
     if now is None:
         raise BadInput("no version was promoted yet; `vlmops promote` lets one serve")
-    content = [encode({"type": "image", "image": image.name}, image.parent), {"type": "text", "text": question}]
-    limit = min(MAX_TOKENS, now.serving.max_model_len // 2)
-    return asyncio.run(_ask(settings, now.serving.name, [{"role": "user", "content": content}], limit))
+    shown = {"type": "image_url", "image_url": {"url": shrink(image, now.images.max_pixels).url}}
+    body = {
+        "model": now.serving.name,
+        "messages": [{"role": "user", "content": [shown, {"type": "text", "text": question}]}],
+        "max_tokens": min(MAX_TOKENS, now.serving.max_model_len // 2),
+        "temperature": 0,
+    }
+    return _text(_post(settings, body, wait))
 
 
-async def _ask(settings: Settings, name: str, messages: list[dict[str, object]], limit: int) -> str:
-    async with Client(settings.front_url, key=credential(settings.state, "front_key")) as client:
-        return (await client.ask(name, messages, limit)).text
+def _post(settings: Settings, body: dict[str, Any], wait: Wait) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {credential(settings.state, 'front_key')}"}
+    address = f"{settings.front_url}/v1/chat/completions"
+    try:
+        with httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False) as client:
+            response = client.post(address, json=body)
+            seconds = response.headers.get("Retry-After", "")
+            if response.status_code in BUSY and seconds.isdecimal():
+                wait(float(seconds))
+                response = client.post(address, json=body)
+    except httpx.HTTPError as error:
+        raise Unreachable("the front", settings.front_url, repr(error)) from None
+    if response.status_code != httpx.codes.OK:
+        raise _refusal(response, settings)
+    return response
+
+
+def _refusal(response: httpx.Response, settings: Settings) -> VlmopsError:
+    """What an answer that is none means, and what to do about it."""
+    status = response.status_code
+    if status in BUSY:
+        later = response.headers.get("Retry-After", "some")
+        return EngineFailed(
+            f"the front answered {status} twice: {_said(response)}; try again in {later} seconds, and see "
+            f"`vlmops serving status`"
+        )
+    if status == httpx.codes.UNAUTHORIZED:
+        path = settings.state / "secrets" / "front_key"
+        return EngineFailed(f"the front does not let in the key of {path}; `vlmops keys list` shows which it does")
+    if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        size = len(response.request.content) / MEGABYTE
+        return BadInput(f"the request has {size:.1f} MB, more than serving.body_megabytes; show a smaller image")
+    if status == httpx.codes.BAD_REQUEST:
+        return BadInput(f"the engine refuses the question: {_said(response)}; shorten it, or show another image")
+    return EngineFailed(f"{settings.front_url} answered {status}: {_said(response)}")
+
+
+def _said(response: httpx.Response) -> str:
+    """The message of an error in OpenAI's form, else the beginning of whatever came."""
+    if response.headers.get("Content-Type", "").startswith("application/json"):
+        error = response.json().get("error")
+        if isinstance(error, dict) and "message" in error:
+            return str(error["message"])
+    return response.text[:300]
+
+
+def _text(response: httpx.Response) -> str:
+    choice = response.json()["choices"][0]
+    if choice["finish_reason"] not in {"stop", "length"}:
+        raise EngineFailed(f"the answer was not finished: {choice['finish_reason']}; ask again")
+    return str(choice["message"]["content"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ Errors: Unreachable when no answer came, EngineFailed when the answer is not one
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import time
@@ -17,9 +18,13 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.errors import EngineFailed, Unreachable
+from serving.said import Completion, Models, Read, Token, said
 
 ENGINE = "the engine"
 JSON = {"Content-Type": "application/json"}
+LOST = ("abort", "error")
+"""Reasons by which an engine finishes a request that was not answered."""
+
 QUICK = 30.0
 """Seconds for a connection, and for calls that compute nothing: ample, an overloaded machine must lose no request."""
 
@@ -71,6 +76,10 @@ class Metrics:
     lost: int
     """Requests that ended in an abort or an error since it was started."""
 
+    kv_usage: float
+    """Of the KV cache, 0 to 1."""
+
+    preemptions: int
     started: float
     """Start of its process, in seconds since 1970: another engine has another."""
 
@@ -115,11 +124,12 @@ class Client:
             stop: Texts that end the answer and are no part of it.
 
         Raises:
-            EngineFailed: It refuses the question, as one that is too long, or fails.
+            EngineFailed: It refuses the question, as one that is too long, or fails, or what it sends is no answer.
             Unreachable: No answer came.
         """
         body = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
-        content = json.dumps(body | ({"stop": list(stop)} if stop else {})).encode()
+        # Megabytes of images: here they would hold up the answers that others wait for, whose clocks run.
+        content = await asyncio.to_thread(_encoded, body | ({"stop": list(stop)} if stop else {}))
         began = time.monotonic()
         try:
             response = await self._http.post("/v1/chat/completions", content=content, headers=JSON)
@@ -130,16 +140,20 @@ class Client:
                 f"the engine refuses the question: {response.text[:300]}; shorten it, show fewer or smaller images, or "
                 f"raise serving.max_model_len"
             )
-        reply = _json(response)
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        completion = said(response, Completion)
+        choice, usage = completion.choices[0], completion.usage
         return Reply(
-            text=choice["message"]["content"] or "",
-            finish_reason=choice["finish_reason"],
+            text=choice.message.content or "",
+            finish_reason=choice.finish_reason,
             seconds=time.monotonic() - began,
             request_bytes=len(content),
-            prompt_tokens=usage.get("prompt_tokens"),
-            answer_tokens=usage.get("completion_tokens"),
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            answer_tokens=usage.completion_tokens if usage else None,
         )
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode()
 
 
 def read(url: str, model: str, messages: Sequence[dict[str, Any]], top: int) -> Reading:
@@ -164,17 +178,17 @@ def read(url: str, model: str, messages: Sequence[dict[str, Any]], top: int) -> 
         )
     except httpx.HTTPError as error:
         raise Unreachable(ENGINE, url, repr(error)) from None
-    reply = _json(response)
-    if not reply.get("prompt_token_ids") or not reply.get("prompt_logprobs"):
+    told = said(response, Read)
+    if not told.prompt_token_ids or not told.prompt_logprobs:
         raise EngineFailed(f"{url} told no probabilities of the prompt's tokens; is this the vLLM that we test with?")
-    return Reading(tuple(reply["prompt_token_ids"]), tuple(map(_prediction, reply["prompt_logprobs"])))
+    return Reading(told.prompt_token_ids, tuple(map(_prediction, told.prompt_logprobs)))
 
 
-def _prediction(told: dict[str, dict[str, Any]] | None) -> Prediction | None:
+def _prediction(told: dict[int, Token] | None) -> Prediction | None:
     if told is None:
         return None
-    logprobs = {int(token): float(each["logprob"]) for token, each in told.items()}
-    return Prediction(logprobs, {int(token): int(each["rank"]) for token, each in told.items()})
+    logprobs = {token: each.logprob for token, each in told.items()}
+    return Prediction(logprobs, {token: each.rank for token, each in told.items()})
 
 
 def healthy(url: str) -> bool:
@@ -187,42 +201,75 @@ def healthy(url: str) -> bool:
 
 def served_names(url: str) -> tuple[str, ...]:
     """The model names that it answers to."""
-    return tuple(model["id"] for model in _json(_get(f"{url}/v1/models"))["data"])
+    return tuple(model.id for model in said(_get(f"{url}/v1/models"), Models).data)
 
 
-def metrics(url: str) -> Metrics:
-    """What it counts now.
+def metrics(url: str, patience: float = QUICK) -> Metrics:
+    """What it counts now; of several engines behind one address, the sums and the fullest cache.
+
+    Args:
+        url: Of the engine.
+        patience: Seconds for the answer: an engine under full load may be slow to tell.
 
     Raises:
         EngineFailed: A count is missing: an unknown is never taken for zero.
+        Unreachable: No answer came.
     """
-    counts: dict[str, float] = {}
-    for family in text_string_to_metric_families(_get(f"{url}/metrics").text):
-        for sample in family.samples:
-            name = f"{sample.name}:{sample.labels.get('finished_reason', '')}"
-            counts[name] = counts.get(name, 0) + sample.value
+    counts = _counts(f"{url}/metrics", patience)
     try:
         return Metrics(
-            running=int(counts["vllm:num_requests_running:"]),
-            waiting=int(counts["vllm:num_requests_waiting:"]),
-            lost=int(counts["vllm:request_success_total:abort"] + counts["vllm:request_success_total:error"]),
-            started=counts["process_start_time_seconds:"],
+            running=int(sum(counts["vllm:num_requests_running:"])),
+            waiting=int(sum(counts["vllm:num_requests_waiting:"])),
+            lost=int(sum(sum(counts[f"vllm:request_success_total:{reason}"]) for reason in LOST)),
+            kv_usage=max(counts["vllm:kv_cache_usage_perc:"]),
+            preemptions=int(sum(counts["vllm:num_preemptions_total:"])),
+            started=max(counts["process_start_time_seconds:"]),
         )
     except KeyError as missing:
         raise EngineFailed(f"{url}/metrics has no {missing}; is this the vLLM that we test with?") from None
 
 
-def _get(url: str) -> httpx.Response:
+def _counts(url: str, patience: float) -> dict[str, list[float]]:
+    """By name and reason to finish, one of each engine."""
+    text = _get(url, patience).text
     try:
-        return httpx.get(url, timeout=QUICK, trust_env=False, verify=_no_certificates())
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    except ValueError:
+        raise EngineFailed(f"{url} tells no metrics: {text[:300]}; is this the vLLM that we test with?") from None
+    counts: dict[str, list[float]] = {}
+    for sample in samples:
+        counts.setdefault(f"{sample.name}:{sample.labels.get('finished_reason', '')}", []).append(sample.value)
+    return counts
+
+
+def command(url: str, path: str, seconds: float, body: object = None) -> None:
+    """Call one of vLLM's own endpoints, which change an engine instead of asking it.
+
+    Args:
+        path: With its query.
+        seconds: For the answer.
+        body: Sent as JSON.
+
+    Raises:
+        EngineFailed: It says that it did not do so.
+        Unreachable: No answer came.
+    """
+    try:
+        response = httpx.post(f"{url}{path}", json=body, timeout=seconds, trust_env=False, verify=_no_certificates())
+    except httpx.HTTPError as error:
+        raise Unreachable(ENGINE, f"{url}{path}", repr(error)) from None
+    if response.status_code != httpx.codes.OK:
+        raise EngineFailed(f"{url}{path} answered {response.status_code}: {response.text[:300]}")
+    told = response.json() if response.headers.get("Content-Type", "").startswith("application/json") else None
+    if isinstance(told, dict) and told.get("success") is False:
+        raise EngineFailed(f"{url}{path} was not done: {response.text[:300]}")
+
+
+def _get(url: str, patience: float = QUICK) -> httpx.Response:
+    try:
+        return httpx.get(url, timeout=patience, trust_env=False, verify=_no_certificates())
     except httpx.HTTPError as error:
         raise Unreachable(ENGINE, url, repr(error)) from None
-
-
-def _json(response: httpx.Response) -> Any:
-    if response.status_code != httpx.codes.OK:
-        raise EngineFailed(f"{response.url} answered {response.status_code}: {response.text[:300]}")
-    return response.json()
 
 
 def _no_certificates() -> ssl.SSLContext:

@@ -1,7 +1,7 @@
 """One contender of `vlmops compare`: served, asked the test questions, put under load.
 
 `python -m serving.compare FOLDER`, where FOLDER has a `contender.json`; leaves `measured.json`, or `failure.json`. A
-measurement that is there, and of the same things, is kept.
+measurement that is there, and of the same things, is kept, unless a point of its load is invalid.
 
 The sealed questions are asked and nothing is decided by them: no attempt at the gate.
 """
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipelines.answers import write_answers
 from pipelines.comparison.rows import CONTENDER, FAILURE, MEASURED, Contender, Failure, Measured
-from pipelines.errors import DONE, FAILED, EvaluationInvalid, VlmopsError
+from pipelines.errors import DONE, FAILED, VlmopsError
 from pipelines.evaluation import Answer
 from pipelines.progress import counting
 from pipelines.scores import scores
@@ -43,7 +43,7 @@ def measure_contender(folder: Path, program: tuple[str, ...] = VLLM) -> Measured
 
     Raises:
         EngineFailed: The engine or its client did not start.
-        EvaluationInvalid: Requests were lost.
+        EvaluationInvalid: Test questions were lost.
         ManifestMismatch: The model or the questions are not those that were named.
     """
     contender = Contender.model_validate_json((folder / CONTENDER).read_text())
@@ -66,7 +66,8 @@ def _kept(folder: Path, key: str) -> Measured | None:
         found = Measured.model_validate_json((folder / MEASURED).read_text())
     except ValidationError:  # of another version of vlmops
         return None
-    return found if found.key == key and found.answers.is_file() else None
+    whole = not found.load.objections and found.answers.is_file()
+    return found if whole and found.key == key else None
 
 
 def _measure(contender: Contender, key: str, folder: Path, program: tuple[str, ...]) -> Measured:
@@ -80,8 +81,6 @@ def _measure(contender: Contender, key: str, folder: Path, program: tuple[str, .
             answers = _ask(contender, started, questions)
             target = Target(started.url, contender.serving.name, contender.model)
             load = measure_load(target, prompts_of(questions), contender.load, folder / "load", memory)
-    if load.objections:
-        raise EvaluationInvalid(f"{contender.name} under load: {'; '.join(load.objections)}")
     write_answers(folder / ANSWERS, answers)
     return Measured(
         key=key,

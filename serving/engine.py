@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,11 @@ from serving.redact import redacted
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 """The program; `vllm serve` by its module, so that it is the one of this environment."""
+
+OUT_OF_MEMORY = (
+    ": the card has too little memory free; see what else holds some (nvidia-smi), or lower "
+    "serving.gpu_memory_utilization, max_num_batched_tokens or images.max_pixels"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,7 @@ class Launch:
     def start(self, port: int, log: Path, *, outlives_us: bool = True) -> subprocess.Popen[bytes]:
         """Start the server, without any secret of ours in its environment."""
         env = environment(self.hardware) | ({"VLLM_SERVER_DEV_MODE": "1"} if self.reloadable else {})
+        env["VLLM_MAX_IMAGE_PIXELS"] = str(self.serving.image_megapixels * 1_000_000)
         return start(self.command(port), log, env, outlives_us=outlives_us, secrets=False)
 
 
@@ -67,10 +73,16 @@ def options(serving: Serving, images: Images, hardware: Hardware) -> list[str]:
         "--dtype": "bfloat16",
         "--max-model-len": serving.max_model_len,
         "--max-num-seqs": serving.max_num_seqs,
+        # Of all that are not answered yet. A limit of tokens would be a promise about the first one, which nobody made.
+        "--max-num-queued-reqs": serving.max_num_seqs + serving.max_waiting,
         "--max-num-batched-tokens": serving.max_num_batched_tokens,
         "--limit-mm-per-prompt": json.dumps({"image": serving.images_per_request, "video": 0}),
         "--mm-processor-kwargs": json.dumps(pixels),
-        "--allowed-media-domains": "deny.invalid",  # an empty list would allow every address: only data URLs pass
+        # The API's process and the engine's each think that they know what the other has kept of an image. When many
+        # requests come at once, as after a hold, they differ, and vLLM 0.32 answers 500 ("P0/P1 cache drift").
+        "--mm-processor-cache-gb": 0,
+        # Only data URLs pass: an empty list would allow every address, and a name that could be one would be looked up.
+        "--allowed-media-domains": "no/host",
         "--shutdown-timeout": round(serving.drain_seconds),
         **_device_flags(serving, hardware),
     }
@@ -137,19 +149,19 @@ class Engine:
         number of theirs meanwhile is let be.
         """
         deadline = time.monotonic() + grace_seconds
-        for process in self._processes():
+        ours = self._processes()
+        for process in ours:
             if process.pid == self.pid:
                 with suppress(psutil.NoSuchProcess):
                     process.terminate()  # psutil compares the start time: never a stranger
         while alive(self.pid) and self._processes() and time.monotonic() < deadline:
             time.sleep(0.1)
+        _kill(ours)  # also what looks dead: other threads may outlive the first one, and keep the port
         wait_until(self._killed, 20, lambda: self._failed("is still there after SIGKILL"), 0.05)
 
     def _killed(self) -> bool:
         left = self._processes()
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(left)
         return not left
 
     def _processes(self) -> list[psutil.Process]:
@@ -163,7 +175,9 @@ class Engine:
         return healthy(self.url) and set(self.names) <= set(served_names(self.url))
 
     def _failed(self, what: str) -> EngineFailed:
-        return EngineFailed(f"the engine {what}; the end of {self.log}:\n{redacted(tail(self.log))}")
+        said = redacted(tail(self.log))
+        way_out = OUT_OF_MEMORY if "out of memory" in said else ""
+        return EngineFailed(f"the engine {what}{way_out}; the end of {self.log}:\n{said}")
 
 
 @contextmanager
@@ -219,6 +233,12 @@ def group(leader: int) -> list[psutil.Process]:
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
     return members
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def alive(pid: int) -> bool:

@@ -1,5 +1,5 @@
 """The step `evaluate`: base, merged and candidate, each served by the same engine and asked every sealed question, and
-every item of the scenario packs that the config names.
+every item of the scenario packs that the config names. The champion too, where it was not asked these.
 
 Only what will be served is measured, by the engine that will serve it; the base too, in the candidate's scheme. A
 finished measurement is not repeated: a rerun takes up with the subject that is missing, and the base is measured once
@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -27,11 +26,13 @@ from pipelines.evaluation import EvalReport, Evaluation
 from pipelines.exported import QuantizedModel
 from pipelines.parity import Agreement, Parity, require_agreement
 from pipelines.progress import counting
+from pipelines.registry import Registry
 from pipelines.scenarios.metrics import marked_shares
 from pipelines.scores import scores
 from pipelines.settings import Settings
 from pipelines.system.durable import sha256_file
 from pipelines.system.manifest import text_digest, verify_manifest
+from serving.champion import with_champion
 from serving.engine import VLLM, Engine, Launch, engine, options
 from serving.golden import choose, write_golden
 from serving.measure import latency_ms, measure
@@ -40,33 +41,18 @@ from serving.parity import served_agreement
 from serving.questions import Question, prompt_digest, read_questions
 from serving.records import ANSWERS, read_record, recall, remember, write_record
 from serving.scenarios import asked_digest, open_scenarios, questions
+from serving.subjects import Subject, subjects
 
 log = logging.getLogger(__name__)
-LASTING = {"base"}
-"""Measured once on a machine, as the base in one scheme is the same in every run. What is to be judged is measured in
-its own run."""
+LASTING = {"base", "champion"}
+"""Measured once on a machine, as they are the same in every run. What is to be judged is measured in its own run."""
 
 ENGINE_BYTES = 2.5 * 2**30
 """Host memory that an engine needs besides weights and KV cache, generously."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to be measured."""
-
-    name: Literal["base", "merged", "candidate"]
-    path: Path
-    digest: str
-    scheme: str
-    manifest: Path | None = None
-    """Folder of its manifest, if another."""
-
-    parity: Parity | None = None
-    """What its predictions are compared with, if anything."""
-
-
 def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, model: QuantizedModel) -> EvalReport:
-    """Measure the candidate, the base and, where it was kept, the merged bf16 model.
+    """Measure the candidate, the base, where it was kept the merged bf16 model, and where it must be the champion.
 
     Raises:
         BadInput: A scenario pack is not whole, or shows what was trained on.
@@ -76,22 +62,10 @@ def evaluate(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, mo
         ManifestMismatch: A model or the questions are not those that were handed on.
     """
     verify_manifest(data.path, data.digest)
-    return Bench(config, folder, Settings().cache / "evaluations", data, subjects(base, model)).report()
-
-
-def subjects(base: BaseSnapshot, model: QuantizedModel) -> tuple[Subject, ...]:
-    """What is measured, in this order."""
-    found = [_unadapted(base, model)]
-    if model.merged_path is not None and model.merged_digest is not None:
-        found.append(Subject("merged", model.merged_path, model.merged_digest, "bf16"))
-    return (*found, Subject("candidate", model.path, model.digest, model.scheme, parity=model.parity))
-
-
-def _unadapted(base: BaseSnapshot, model: QuantizedModel) -> Subject:
-    """The base in the candidate's scheme: a card that serves the one can serve the other, and training is compared."""
-    if model.quantized_base_path is None or model.quantized_base_digest is None:
-        return Subject("base", base.path, base.digest, "bf16", base.manifest)
-    return Subject("base", model.quantized_base_path, model.quantized_base_digest, model.scheme)
+    settings = Settings()
+    bench = Bench(config, folder, settings.cache / "evaluations", data, subjects(base, model))
+    report = bench.report()
+    return with_champion(config, report, lambda: Registry(settings, config.registry.model), bench.measured)
 
 
 class Bench:
@@ -112,6 +86,7 @@ class Bench:
         self._packs = open_scenarios(config, data.path)
         for pack in self._packs:
             log.info("scenario %s: %d items are asked too", pack.pack.name, len(pack.items))
+        self._data_digest = data.test_digest
         self._test_digest = asked_digest(data.test_digest, self._packs)
         self._wanted = wanted
         self._program = program
@@ -119,24 +94,36 @@ class Bench:
         self._sealed: tuple[Question, ...] = read_questions(data.path)
         self._questions = _distinct(*self._sealed, *questions(self._packs))
         self._engine = f"vLLM {version('vllm')}"
+        self._flags = options(config.serving, config.images, config.hardware)
+        self._memory: Literal["card", "processes"] = "card" if config.hardware.device == "cuda" else "processes"
 
     def report(self) -> EvalReport:
         """Measure what is missing, and put everything together."""
         for subject in self._wanted:
             self._reuse(subject)
-        self._measure_missing()
+        self._measure_missing(self._wanted)
         evaluations = tuple(done for subject in self._wanted if (done := self._recorded(subject)) is not None)
         self._require_parity(evaluations)
         return EvalReport(
             engine=self._engine,
             test_digest=self._test_digest,
+            data_digest=self._data_digest,
             prompt_digest=self._prompt,
             evaluations=evaluations,
             golden=self._golden({evaluation.subject: evaluation for evaluation in evaluations}),
             served_parity=next((done.parity for done in evaluations if done.subject == "candidate"), None),
             scenarios=tuple(pack.scenario for pack in self._packs),
             concurrency=self._config.evaluate.concurrency,
+            hardware=self._config.hardware.name,
+            flags=text_digest(*self._flags),
         )
+
+    def measured(self, subject: Subject) -> Evaluation:
+        """One more model, asked the same; a finished measurement is not repeated."""
+        self._reuse(subject)
+        self._measure_missing((subject,))
+        [done] = filter(None, [self._recorded(subject)])
+        return done
 
     def _require_parity(self, evaluations: Sequence[Evaluation]) -> None:
         """No matter of luck, so that nothing is repeated."""
@@ -156,16 +143,15 @@ class Bench:
         return read_record(self._folder / subject.name, self._key(subject))
 
     def _key(self, subject: Subject) -> str:
-        flags = options(self._config.serving, self._config.images, self._config.hardware)
-        facts = (self._config.hardware.device, str(self._config.evaluate.concurrency), *flags)
+        facts = (self._config.hardware.name, self._memory, str(self._config.evaluate.concurrency), *self._flags)
         model = (subject.name, subject.scheme, subject.digest)
         compared = (sha256_file(subject.parity.golden),) if subject.parity else ()
         return text_digest(*model, *compared, self._test_digest, self._prompt, self._engine, *facts)
 
-    def _measure_missing(self) -> None:
+    def _measure_missing(self, wanted: Sequence[Subject]) -> None:
         attempts = self._config.evaluate.attempts
         for attempt in range(1, attempts + 1):
-            missing = [subject for subject in self._wanted if self._recorded(subject) is None]
+            missing = [subject for subject in wanted if self._recorded(subject) is None]
             objections = [text for batch in self._batches(missing) for text in self._measure_batch(batch)]
             if not objections:
                 return
@@ -205,7 +191,7 @@ class Bench:
             program=self._program,
         )
         started = stack.enter_context(engine(launch, self._folder / subject.name / "engine.log"))
-        return started, stack.enter_context(PeakMemory(started.pid))
+        return started, stack.enter_context(PeakMemory(started.pid, of=self._memory))
 
     def _measure(self, subject: Subject, engine: Engine, memory: PeakMemory, start_seconds: float) -> None:
         settings, folder, key = self._config.evaluate, self._folder / subject.name, self._key(subject)

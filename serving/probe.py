@@ -3,31 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import EngineFailed, VlmopsError
-from serving.client import Client, served_names
+from serving.client import Client, Reply, served_names
 from serving.golden import Golden, encoded, read_golden
 from serving.measure import COMPLETE
+
+REPEATED = 3
+"""Times that one character makes up a whole answer before it counts as ruined."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """How many golden answers came again."""
 
-    matched: int
-    asked: int
-    failures: tuple[str, ...]
-    """One sentence for each that did not."""
+    items: tuple[str, ...]
+    """All that were asked."""
 
-    def require(self, share: float) -> None:
-        """Raise EngineFailed unless at least this share of the answers came again."""
-        if self.asked == 0:
+    failures: Mapping[str, str]
+    """A sentence for each that did not come again, by item."""
+
+    ruined: frozenset[str]
+    """Of these, the ones answered by nothing, or by one character over and over."""
+
+    @property
+    def asked(self) -> int:
+        """How many golden answers there are."""
+        return len(self.items)
+
+    @property
+    def matched(self) -> int:
+        """How many came again."""
+        return self.asked - len(self.failures)
+
+    def require(self, share: float, among: Set[str] | None = None) -> None:
+        """Hold the answers against what must come again.
+
+        Args:
+            share: Of them, at least.
+            among: Only these items count; all if it is None.
+
+        Raises:
+            EngineFailed: Fewer came, or one was ruined.
+        """
+        asked = set(self.items if among is None else among)
+        failed = [found for item, found in self.failures.items() if item in asked]
+        if not asked:
             raise EngineFailed("there are no golden answers to compare with; measure the version again")
-        if self.matched < share * self.asked:
-            found = "; ".join(self.failures[:3])
-            raise EngineFailed(f"{self.matched} of {self.asked} golden answers came again, {share:.0%} must: {found}")
+        matched = len(asked) - len(failed)
+        if matched < share * len(asked) or self.ruined & asked:
+            which = "golden answers" if among is None else "golden answers that tell it from what served before"
+            found = "; ".join(failed[:3])
+            raise EngineFailed(f"{matched} of {len(asked)} {which} came again, {share:.0%} must: {found}")
 
 
 def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> ProbeResult:
@@ -44,24 +74,45 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
     if name not in names:
         raise EngineFailed(f"{url} serves {', '.join(names)} and not {name}")
     items = read_golden(golden)
-    failures = asyncio.run(_failures(url, name, items, golden.parent, timeout_seconds))
-    found = tuple(failure for failure in failures if failure)
-    return ProbeResult(matched=len(items) - len(found), asked=len(items), failures=found)
+    replies = asyncio.run(_replies(url, name, items, golden.parent, timeout_seconds))
+    answered = list(zip(items, replies, strict=True))
+    return ProbeResult(
+        items=tuple(item.item for item in items),
+        failures={item.item: failed for item, reply in answered if (failed := _failure(item, reply))},
+        ruined=frozenset(item.item for item, reply in answered if _ruined(item, reply)),
+    )
 
 
-async def _failures(url: str, name: str, items: list[Golden], folder: Path, timeout_seconds: float) -> list[str | None]:
+async def _replies(
+    url: str, name: str, items: list[Golden], folder: Path, timeout_seconds: float
+) -> list[Reply | VlmopsError]:
     async with Client(url, timeout_seconds=timeout_seconds) as client:
         # One after another: the size of a batch may move the last bit of a close decision.
-        return [await _failure(client, name, item, folder) for item in items]
+        return [await _reply(client, name, item, folder) for item in items]
 
 
-async def _failure(client: Client, name: str, item: Golden, folder: Path) -> str | None:
+async def _reply(client: Client, name: str, item: Golden, folder: Path) -> Reply | VlmopsError:
     try:
-        reply = await client.ask(name, encoded(item, folder), item.max_tokens)
+        return await client.ask(name, encoded(item, folder), item.max_tokens)
     except VlmopsError as error:
-        return f"{item.item}: {error}"
+        return error
+
+
+def _failure(item: Golden, reply: Reply | VlmopsError) -> str | None:
+    if isinstance(reply, VlmopsError):
+        return f"{item.item}: {reply}"
     if reply.finish_reason not in COMPLETE:
         return f"{item.item}: ended by {reply.finish_reason}"
     if reply.text != item.answer:
         return f"{item.item}: {reply.text!r} instead of {item.answer!r}"
     return None
+
+
+def _ruined(item: Golden, reply: Reply | VlmopsError) -> bool:
+    """Whether an answer is what broken weights give, and was not when it was measured."""
+    return isinstance(reply, Reply) and _empty_or_one_character(reply.text) and not _empty_or_one_character(item.answer)
+
+
+def _empty_or_one_character(text: str) -> bool:
+    text = "".join(text.split())
+    return not text or (len(text) >= REPEATED and len(set(text)) == 1)

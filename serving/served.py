@@ -29,24 +29,48 @@ class Served(BaseModel):
     hardware: Hardware
 
     @property
+    def reloadable(self) -> bool:
+        """Whether its engine may be told to read another version's weights."""
+        return self.hardware.device == "cuda" and self.serving.strategy != "restart"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that its engine answers to.
+
+        They are fixed when it starts: one that is to have other weights later must not bear the name of a version.
+        """
+        public = self.serving.name
+        return (public,) if self.reloadable else (public, f"{public}-v{self.version}")
+
+    @property
     def name(self) -> str:
-        """The name that only an engine of this version answers to."""
-        return f"{self.serving.name}-v{self.version}"
+        """The name that it is probed under: where it can be, one that only an engine of this version answers to."""
+        return self.names[-1]
 
     def log(self, settings: Settings) -> Path:
-        """The log of its engine; its name tells which version an engine serves."""
+        """The log of its engine; its name tells which version an engine serves, and is taken from it when that ends."""
         return engines(settings) / f"v{self.version}-{self.digest[:16]}.log"
 
     def launch(self, program: tuple[str, ...] = VLLM) -> Launch:
         """How its engine is started."""
         return Launch(
             model=self.model,
-            names=(self.serving.name, self.name),
+            names=self.names,
             serving=self.serving,
             images=self.images,
             hardware=self.hardware,
             program=program,
+            reloadable=self.reloadable,
         )
+
+
+class Confirmed(BaseModel):
+    """The last version that passed its watch, and the one before; kept in `confirmed.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    now: Served
+    before: Served | None
 
 
 def served(config: Config, version: ModelVersion) -> Served:
@@ -88,3 +112,41 @@ def read_served(settings: Settings) -> Served | None:
 def write_served(settings: Settings, now: Served) -> None:
     """Record what is about to be released."""
     write_text(settings.serving / "serving.json", now.model_dump_json(indent=1))
+
+
+def read_confirmed(settings: Settings) -> Confirmed | None:
+    """What passed its watch last, or None before the first."""
+    path = _confirmed(settings)
+    return Confirmed.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def confirm(settings: Settings, now: Served) -> None:
+    """Record that a version passed its watch."""
+    last = read_confirmed(settings)
+    if last is not None and last.now == now:
+        return
+    confirmed = Confirmed(now=now, before=None if last is None else last.now)
+    write_text(_confirmed(settings), confirmed.model_dump_json(indent=1))
+
+
+def resident(settings: Settings) -> Served | None:
+    """The released version whose engine is the only one that runs, or None."""
+    logs = list(running(settings).values())
+    return next((version for version in known(settings) if [version.log(settings)] == logs), None)
+
+
+def way_back(settings: Settings, target: Served) -> Served | None:
+    """What comes back should the target fail: what was confirmed last, else what was released last; never itself."""
+    others = (version for version in known(settings) if version.log(settings) != target.log(settings))
+    return next(others, None)
+
+
+def known(settings: Settings) -> list[Served]:
+    """What was confirmed last, and what was released last; the same one twice in quiet times."""
+    confirmed, released = read_confirmed(settings), read_served(settings)
+    first = [] if confirmed is None else [confirmed.now]
+    return first if released is None else [*first, released]
+
+
+def _confirmed(settings: Settings) -> Path:
+    return settings.serving / "confirmed.json"

@@ -1,4 +1,6 @@
-"""What serves, as a command: `python -m serving.service status` prints it as JSON, `stop` ends it."""
+"""What serves, as a command: `python -m serving.service status` prints it as JSON; `stop` ends it, `start` starts again
+what was released last.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from pipelines.errors import DONE, VlmopsError
 from pipelines.settings import Settings
 from serving import front
 from serving.client import healthy
-from serving.deploy_log import DeployLog
-from serving.lock import deploy_lock
-from serving.restart import stop_engine
+from serving.promotion.deploy_log import DeployLog
+from serving.promotion.lock import deploy_lock
+from serving.promotion.recover import start_again
 from serving.served import read_served, running
+from serving.strategies.restart import stop_engine
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +65,14 @@ def _state(settings: Settings, *, running_engines: bool) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m serving.service", description=__doc__)
-    parser.add_argument("action", choices=("status", "stop"))
+    parser.add_argument("action", choices=("status", "start", "stop"))
     args = parser.parse_args(argv)
     settings = Settings()
     try:
         if args.action == "stop":
             stop_service(settings)
+        elif args.action == "start" and status(settings)["state"] != "serving":
+            start_again(settings)
         sys.stdout.write(json.dumps(status(settings)) + "\n")
     except VlmopsError as error:
         log.error("%s", error)

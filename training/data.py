@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipelines.artifacts import BaseSnapshot, Dataset, Reject
 from pipelines.config import Config
-from pipelines.errors import DataRejected
+from pipelines.config_gate import Requirement
+from pipelines.errors import BadInput, DataRejected
 from pipelines.system.durable import commit, write_text
 from pipelines.system.manifest import text_digest, write_manifest
 from training.builtin.digits import write_digits
@@ -42,6 +43,7 @@ def prepare(config: Config, folder: Path, base: BaseSnapshot) -> Dataset:
         base: Its processor counts the tokens.
 
     Raises:
+        BadInput: The gate would refuse the test split: a slice has no requirement, or a requirement no rows.
         DataRejected: Too many rows are unusable, a split is empty, or a test row shows more images than will be served.
     """
     final, partial = folder / "data", folder / ".data.partial"
@@ -55,6 +57,7 @@ def prepare(config: Config, folder: Path, base: BaseSnapshot) -> Dataset:
     write_text(folder / "rejects.jsonl", "".join(reject.model_dump_json() + "\n" for reject in rejects))
     _require_enough(rows, rejects, config.data.max_reject_share)
     _require_servable(rows, config.serving.images_per_request)
+    _require_judged(rows, config.gate.requirements)
     report = report_on(config.data.source, rows, rejects, config.images, config.train)
     _publish(report, config.data.max_tokens, folder)
     _write(partial, [counted.row for counted in rows])
@@ -131,6 +134,19 @@ def _require_servable(rows: Sequence[Counted], images_per_request: int) -> None:
             f"{len(asked)} test rows show more images than serving.images_per_request {images_per_request} allows, "
             f"such as {asked[0].id}; set it to {most}, or take those rows out"
         )
+
+
+def _require_judged(rows: Sequence[Counted], requirements: Sequence[Requirement]) -> None:
+    """The gate would object to these slices, after training, export and evaluation."""
+    tested, required = {c.row.slice for c in rows if c.row.split == "test"}, {each.slice for each in requirements}
+    problems = []
+    if names := sorted(tested - required):
+        example = f"{{slice: {names[0]}, margin: 0.02}}"
+        problems.append(f"no requirement for {', '.join(names)}: add one for each, such as {example}")
+    if names := sorted(required - tested):
+        problems.append(f"no test row of {', '.join(names)}: add some (data.test_share), or take the requirement out")
+    if problems:
+        raise BadInput(f"gate.requirements does not fit the test split: {'; '.join(problems)}")
 
 
 def _publish(report: Report, max_tokens: int, folder: Path) -> None:

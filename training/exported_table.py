@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.parity import Parity
 
@@ -70,7 +71,7 @@ def _show(title: str, facts: dict[str, str]) -> None:
     _say(title)
     table = Table(box=None, show_header=False)
     for name, fact in facts.items():
-        table.add_row(name, fact)
+        table.add_row(Text(name), Text(fact))
     Console().print(table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.budget.base import find_base
 from pipelines.budget.demand import GIB, Demand
@@ -27,7 +28,7 @@ def show_plan(config: Config, settings: Settings) -> int:
         BadInput: The base is not here, and its shape is not known.
     """
     plan, console = make_plan(config, find_base(config.model.source, settings)), Console()
-    _say(console, f"[bold]{config.model.source}[/bold], {plan.base.parameters.total / 1e6:,.1f} M parameters")
+    _say(console, f", {plan.base.parameters.total / 1e6:,.1f} M parameters", (config.model.source, "bold"))
     _say(console, f"from {plan.base.seen}")
     _say(console, f"hardware {config.hardware.name}: {config.hardware.memory_gib:g} GiB")
     for side in plan.sides:
@@ -46,16 +47,16 @@ def _table(demand: Demand) -> Table:
     for line in demand.lines:
         size = f"{line.nbytes / GIB:.2f}"
         if demand.counts(line):
-            table.add_row(line.name, f"{size} ", line.why)
+            table.add_row(Text(line.name), f"{size} ", Text(line.why))
         else:
             reason = "not counted" if line.kind == "apart" else "at another time"
-            table.add_row(line.name, f"({size})", f"{line.why}; {reason}", style="dim")
+            table.add_row(Text(line.name), f"({size})", Text(f"{line.why}; {reason}"), style="dim")
     return table
 
 
 def _show_verdict(console: Console, side: Side) -> None:
     verdict, need, limit = side.demand.verdict, side.demand.nbytes / GIB, side.demand.limit_bytes / GIB
-    _say(console, f"[{STYLES[verdict]}]{verdict}[/]: {need:.1f} of {limit:.1f} GiB")
+    _say(console, f": {need:.1f} of {limit:.1f} GiB", (verdict, STYLES[verdict]))
     for way in side.lower:
         _say(console, f"  to make it fit: {way}")
     for setting in side.room:
@@ -71,5 +72,6 @@ def _show_host(console: Console, need: HostNeed) -> None:
     _say(console, f"  disk: {need.disk_bytes / 1e9:.1f} GB in all, beside the base itself")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+def _say(console: Console, text: str, *before: tuple[str, str]) -> None:
+    """A line, after words with a style. Paths and names are shown as they are: brackets in them are no markup."""
+    console.print(Text.assemble(*before, text), soft_wrap=True)

@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   vlmops compare .vlmops/runs/smoke --schemes bf16 int4_w4a16 --set export.group_size=32 --set load.requests=50
   vlmops compare .vlmops/runs/smoke --schemes bf16 int8_w8a8 --questions 200 --out tables
 
-A scheme that was measured is not measured again. Exit code 1 if one has no figures, unless it does not fit the card.
+A scheme that was measured is not measured again. Exit code 1 if one lacks figures, unless it does not fit the card.
 """
 
 

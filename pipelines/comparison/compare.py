@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from pipelines.budget.base import Base, read_base
 from pipelines.comparison.chart import draw_comparison
@@ -51,7 +52,7 @@ def compare(
         settings: Of the machine.
 
     Returns:
-        The exit code: a failure if a scheme has no figures for another reason than that it does not fit.
+        The exit code: a failure if a scheme lacks figures for another reason than that it does not fit.
 
     Raises:
         BadInput: There is no such run, it is not trained, or an override would change what its model is.
@@ -155,5 +156,5 @@ def _report(run: Run, found: Comparison, out: Path, settings: Settings) -> None:
         files.append(out / "comparison.png")
     console = Console()
     show_tables(found, console)
-    console.print(f"tables and picture: {out}", soft_wrap=True)
+    console.print(Text(f"tables and picture: {out}"), soft_wrap=True)
     publish_comparison(run, found, files, settings)

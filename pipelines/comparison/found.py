@@ -11,7 +11,7 @@ from pipelines.config import Config
 from pipelines.evaluation import Score
 from pipelines.judgement.paired import Comparison as Difference
 from pipelines.judgement.paired import compared
-from pipelines.load_report import Interval, LoadRun
+from pipelines.load_report import Interval, LoadPoint, LoadRun, Traffic
 from pipelines.scores import score_of
 
 
@@ -38,9 +38,24 @@ class Row:
         return tokens * self.planned.kv_token_bytes / 2**30 if tokens else None
 
     @property
+    def points(self) -> tuple[LoadPoint, ...]:
+        """Of the load: those that lost nothing."""
+        return tuple(point for point in self._asked if not point.objections)
+
+    @property
+    def lost(self) -> tuple[LoadPoint, ...]:
+        """The others, which have no figures."""
+        return tuple(point for point in self._asked if point.objections)
+
+    @property
     def runs(self) -> tuple[LoadRun, ...]:
-        """Of the load, at all points."""
-        return tuple(run for point in self.measured.load.points for run in point.runs) if self.measured else ()
+        """At all points that have figures."""
+        return tuple(run for point in self.points for run in point.runs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has every figure, or there is a reason that is an answer."""
+        return not self.lost and (self.measured is not None or self.expected)
 
     @property
     def score(self) -> Score | None:
@@ -49,13 +64,20 @@ class Row:
 
     def single(self, figure: str) -> Interval | None:
         """A figure with one request in flight, such as `e2e_p50_ms`; None where that was not measured."""
-        point = self.measured and self.measured.load.at(1)
-        return point.over_runs(figure) if point else None
+        return self.at(Traffic(concurrency=1), figure)
 
     def batched(self, figure: str) -> Interval | None:
         """The same with the most requests in flight."""
-        point = self.measured and self.measured.load.fullest
-        return point.over_runs(figure) if point else None
+        fullest = self.measured.load.fullest if self.measured else None
+        return self.at(fullest.traffic, figure) if fullest else None
+
+    def at(self, traffic: Traffic, figure: str) -> Interval | None:
+        """The same under one kind of traffic."""
+        return next((point.over_runs(figure) for point in self.points if point.traffic == traffic), None)
+
+    @property
+    def _asked(self) -> tuple[LoadPoint, ...]:
+        return self.measured.load.points if self.measured else ()
 
 
 @dataclass(frozen=True)
@@ -75,8 +97,8 @@ class Comparison:
 
     @property
     def complete(self) -> bool:
-        """Whether every scheme has figures, or does not fit."""
-        return all(row.measured is not None or row.expected for row in self.rows)
+        """Whether every scheme has all of its figures, or does not fit."""
+        return all(row.complete for row in self.rows)
 
     def difference(self, row: Row) -> Difference | None:
         """Of right answers from the bf16 model's, item by item; None where one of the two was not measured."""

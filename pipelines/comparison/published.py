@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.comparison.found import Comparison
@@ -12,7 +12,7 @@ from pipelines.comparison.table import measured_figures
 from pipelines.errors import BadInput, Unreachable
 from pipelines.run import Run
 from pipelines.settings import Settings
-from pipelines.tracking import client, publish
+from pipelines.tracking import answering, client, log_figures, publish
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +21,14 @@ def publish_comparison(run: Run, found: Comparison, files: Sequence[Path], setti
     """Copy it to the run's MLflow run, or say that the server is away: the files are there anyway."""
     try:
         run_id, mlflow = publish(run, settings), client(settings)
+        with answering(settings):
+            log_figures(mlflow, run_id, _figures(found), int(time.time() * 1000))
+            for file in files:
+                mlflow.log_artifact(run_id, str(file), "compare")
     except (Unreachable, BadInput) as error:
         log.warning("the comparison is not in MLflow: %s", error)
-        return
-    from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    values = {
-        f"compare.{row.name}.{name}": value for row in found.measured for name, value in measured_figures(row).items()
-    }
-    mlflow.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
-    for file in files:
-        mlflow.log_artifact(run_id, str(file), "compare")
+
+def _figures(found: Comparison) -> Iterator[tuple[int, str, float]]:
+    for row in found.measured:
+        yield from ((0, f"compare.{row.name}.{name}", value) for name, value in measured_figures(row).items())

@@ -11,6 +11,7 @@ from functools import partial
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.comparison.found import Comparison, Row
 from pipelines.comparison.rows import REFERENCE
@@ -38,12 +39,12 @@ def sheets(found: Comparison) -> tuple[Sheet, ...]:
 def show_tables(found: Comparison, console: Console) -> None:
     """Print them, and what was not measured, with the reason."""
     for sheet in sheets(found):
-        table = Table(*sheet.header, title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(*sheet.header, title=Text(sheet.title, "italic"), title_justify="left", box=box.SIMPLE_HEAD)
         for row in sheet.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # slices and reasons are data: brackets in them are no markup
         console.print(table)
     for line in remarks(found):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
 
 
 def markdown_of(found: Comparison) -> str:
@@ -51,8 +52,13 @@ def markdown_of(found: Comparison) -> str:
     parts = [f"# {found.run} in {len(found.rows)} schemes", "\n".join(f"- {line}" for line in remarks(found))]
     for sheet in sheets(found):
         lines = (sheet.header, ("---",) * len(sheet.header), *sheet.rows)
-        parts += [f"## {sheet.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        parts += [f"## {sheet.title}", "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table: a bar would end it."""
+    return " ".join(text.replace("|", r"\|").split())
 
 
 def csv_of(found: Comparison) -> str:
@@ -79,7 +85,14 @@ def remarks(found: Comparison) -> Iterator[str]:
         f"quality: answers to sealed test questions, differences from {REFERENCE} item by item with one-sided "
         f"{config.gate.confidence:.0%} bounds; nothing was decided by them, so this was no attempt at the gate"
     )
-    yield from (f"{row.name}: not measured: {row.missing.splitlines()[0]}" for row in found.rows if row.missing)
+    for row in found.rows:
+        if row.missing:
+            yield f"{row.name}: not measured: {row.missing.splitlines()[0]}"
+        yield from (f"{row.name}: no figures at {_objection(point)}" for point in row.lost)
+
+
+def _objection(point: LoadPoint) -> str:
+    return f"{point.traffic.label}: {'; '.join(dict.fromkeys(point.objections))}"
 
 
 def _overview(found: Comparison) -> Sheet:
@@ -153,14 +166,14 @@ def _loads(found: Comparison) -> Iterator[Sheet]:
 
 
 def _load_figure(row: Row, traffic: Traffic, name: str) -> str:
-    points = row.measured.load.points if row.measured else ()
-    return next((_interval(point.over_runs(name)) for point in points if point.traffic == traffic), NOTHING)
+    return _interval(row.at(traffic, name))
 
 
 def _figures(found: Comparison, row: Row) -> dict[str, object]:
     planned = row.planned
     figures: dict[str, object] = {
-        "scheme": row.name, "missing": row.missing, "weights_gib": row.weights_gib, "kv_gib": row.kv_gib,
+        "scheme": row.name, "missing": row.missing or "; ".join(map(_objection, row.lost)),
+        "weights_gib": row.weights_gib, "kv_gib": row.kv_gib,
         "planned_weights_gib": planned.weights_gib, "planned_peak_gib": planned.peak_gib,
         "planned_kv_tokens": planned.kv_tokens,
         "card": planned.card, "verdict": planned.verdict, "planned_need_gib": planned.need_gib,
@@ -180,7 +193,7 @@ def measured_figures(row: Row) -> dict[str, float]:
     if row.measured is None:
         return {}
     figures = {f"right.{name}": score.share for name, score in row.measured.scores.items()}
-    for point in row.measured.load.points:
+    for point in row.points:
         names = [*LOAD_FIGURES, *(["goodput_per_minute"] if row.measured.load.load.slo else [])]
         figures |= {f"{point.traffic.label}.{name}": point.over_runs(name).mean for name in names}
     return figures

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.answers import read_answers
 from pipelines.charts import SCHEME_LABELS
@@ -30,10 +31,10 @@ def print_report(console: Console, accepted: Run, refused: Run, redeployed: Run,
     console.print(files_table(accepted, report))
     if (parity := accepted.read(EXPORT).parity) is not None:
         console.print(predictions_table(parity, report.served_parity))
-    console.print(f"versions of {accepted.config.registry.model}: {aliases_line(aliases)}", highlight=False)
+    console.print(Text(f"versions of {accepted.config.registry.model}: {aliases_line(aliases)}"))
     for title, run in (("accepted", accepted), ("refused", refused)):
         if (page := page_of(run)) is not None:
-            console.print(f"report of the {title} candidate: {page}", highlight=False, soft_wrap=True)
+            console.print(Text(f"report of the {title} candidate: {page}"), soft_wrap=True)
     console.print(seconds_table((accepted, RETRAIN), (redeployed, REDEPLOY), (refused, RETRAIN)))
 
 
@@ -52,7 +53,7 @@ def accuracy_table(report: EvalReport, forgetful: EvalReport) -> Table:
     for name in slices:
         scores = [evaluation.scores.get(name) if evaluation else None for evaluation in columns.values()]
         n = next(str(score.n) for score in scores if score)
-        table.add_row(name, n, *map(_share, scores))
+        table.add_row(Text(name), n, *map(_share, scores))
     return table
 
 
@@ -62,7 +63,7 @@ def reasons_table(title: str, run: Run) -> Table:
     table = Table("slice", "outcome", "reason", title=f"gate, {title}: {decision.outcome} against {decision.reference}")
     for finding in decision.findings:
         style = {"pass": "green", "fail": "red"}.get(finding.outcome, "yellow")
-        table.add_row(finding.name, f"[{style}]{finding.outcome}[/]", finding.reason)
+        table.add_row(Text(finding.name), Text(finding.outcome, style), Text(finding.reason))
     return table
 
 

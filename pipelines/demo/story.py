@@ -92,6 +92,7 @@ def demo_settings(settings: Settings) -> Settings:
             "engine_port": free_port(),
             "ready_port": free_port(),
             "admin_port": free_port(),
+            "keys_port": free_port(),
         }
     )
 

@@ -102,6 +102,7 @@ class Stack:
         require_free_port(self.settings.engine_port, "the vLLM engine; VLMOPS_ENGINE_PORT")
         require_free_port(self.settings.ready_port, "the front's readiness; VLMOPS_READY_PORT")
         require_free_port(self.settings.admin_port, "the front's admin endpoint; VLMOPS_ADMIN_PORT")
+        require_free_port(self.settings.keys_port, "the front's keys service; VLMOPS_KEYS_PORT")
         state = StackState(
             pid=os.getpid(),
             mark=self._mark,

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.artifacts import GateDecision
 from pipelines.config_file import load_config
@@ -36,20 +37,21 @@ def judge_reports(candidate: Path, against: Path | None, config: Path | None, se
         BadInput: A report or the config cannot be read, or the quota of candidates is spent.
     """
     folder = report_folder(candidate)
-    report, rules = read_report(folder), _rules(config, folder, settings)
+    report, (rules, origin) = read_report(folder), _rules(config, folder, settings)
     reference, name = _reference(report, against)
     decision = judge(rules, report, reference, name, run=folder.parent.name, sealed=settings.sealed)
     console = Console()
     console.print(decision_table(f"{folder.parent.name} against {name}", decision))
-    console.print(f"[{STYLES[decision.outcome]}]{decision.outcome}[/]")
+    console.print(Text(f"rules: gate of {origin}"), soft_wrap=True)
+    console.print(Text(decision.outcome, STYLES[decision.outcome]))
     return DONE if decision.proceed else REJECTED
 
 
 def decision_table(title: str, decision: GateDecision) -> Table:
-    """A line for each finding."""
-    table = Table("requirement", "outcome", "reason", box=None, title=title, title_justify="left")
+    """A line for each finding. Names and reasons are data: brackets in them are no markup."""
+    table = Table("requirement", "outcome", "reason", box=None, title=Text(title, "italic"), title_justify="left")
     for finding in decision.findings:
-        table.add_row(finding.name, f"[{STYLES[finding.outcome]}]{finding.outcome}[/]", finding.reason)
+        table.add_row(Text(finding.name), Text(finding.outcome, STYLES[finding.outcome]), Text(finding.reason))
     return table
 
 
@@ -59,12 +61,14 @@ class _Rules(BaseModel):
     gate: Gate
 
 
-def _rules(config: Path | None, folder: Path, settings: Settings) -> Gate:
+def _rules(config: Path | None, folder: Path, settings: Settings) -> tuple[Gate, Path]:
+    """The rules that hold, and the file that they are from."""
     own = folder.parent / "config.json"
     if config is not None or not own.is_file():
-        return load_config(config or settings.config).gate
+        named = config or settings.config
+        return load_config(named).gate, named
     try:
-        return _Rules.model_validate_json(own.read_text()).gate
+        return _Rules.model_validate_json(own.read_text()).gate, own
     except ValidationError as error:
         raise BadInput(f"{own}: {first_problem(error)}; name the config that holds: --config FILE") from None
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 
 from pipelines.artifacts import Finding
 from pipelines.config_gate import Gate
+from pipelines.evaluation import COMPLETE
 from pipelines.judgement.scenario_rules import scenario_objections
 from pipelines.judgement.side import Answers, Side, objection
-
-FINISHED = {"stop", "length"}
-"""Reasons to end an answer that are not a fault of the server."""
 
 
 def objections(rules: Gate, candidate: Side | None, reference: Side | None) -> tuple[Finding, ...]:
@@ -35,12 +33,12 @@ def _other_questions(candidate: Side, reference: Side) -> Iterator[str]:
     if ours.test_digest != theirs.test_digest:
         yield (
             f"{reference.name} answered other questions (test split {theirs.test_digest[:12]}, here "
-            f"{ours.test_digest[:12]}); evaluate it again on these"
+            f"{ours.test_digest[:12]}); {reference.way_out}"
         )
     if ours.prompt_digest != theirs.prompt_digest:
         yield (
             f"{reference.name} was asked with another prompt or other pixel limits ({theirs.prompt_digest[:12]}, here "
-            f"{ours.prompt_digest[:12]}); evaluate it again"
+            f"{ours.prompt_digest[:12]}); {reference.way_out}"
         )
     if alone := candidate.answers.keys() ^ reference.answers.keys():
         yield f"{len(alone)} items were answered by only one of the two, such as {min(alone)}"
@@ -54,7 +52,7 @@ def _slices(rules: Gate, answers: Answers) -> Iterator[str]:
 
 
 def _unfinished(side: Side) -> Iterator[str]:
-    items = [item for item, answer in side.answers.items() if answer.finish_reason not in FINISHED]
+    items = [item for item, answer in side.answers.items() if answer.finish_reason not in COMPLETE]
     if items:
         yield f"{len(items)} answers of the {side.name} did not finish, such as {items[0]}"
 

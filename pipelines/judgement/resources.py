@@ -39,22 +39,29 @@ def resources(rules: Gate, candidate: Side, reference: Side) -> tuple[Finding, .
 
 def measured_alike(one: EvalReport, other: EvalReport) -> bool:
     """Whether times and memory of two reports may be compared; what a report does not say is no match."""
-    known = one.concurrency is not None and one.concurrency == other.concurrency
-    return one is other or (known and one.engine == other.engine and one.test_digest == other.test_digest)
+    facts = [(r.engine, r.test_digest, r.concurrency, r.hardware, r.flags) for r in (one, other)]
+    return one is other or (None not in facts[0] and facts[0] == facts[1])
 
 
 def _yardstick(candidate: Side, reference: Side) -> tuple[Evaluation | None, str]:
-    """The reference, or the base measured beside the candidate if another engine or load measured the reference."""
+    """The reference, or the base measured beside the candidate if the reference was measured otherwise."""
     if measured_alike(candidate.report, reference.report):
         return reference.evaluation, reference.name
-    return candidate.report.subject("base"), f"the base, as {reference.name} was measured by another engine or load"
+    why = f"{reference.name} was measured by another engine or load, or on other hardware"
+    return candidate.report.subject("base"), f"the base, as {why}"
 
 
 def _ratio(resource: Resource, ours: Evaluation, theirs: Evaluation | None, reference: str, limit: float) -> Finding:
-    if theirs is None or not resource.of(theirs) > 0:  # NaN too
-        seen = "nothing" if theirs is None else f"{resource.of(theirs):g} {resource.unit}"
-        return objection(resource.name, f"{seen} was measured of {reference}; evaluate it again")
+    if not resource.of(ours) > 0:  # NaN too
+        return _unmeasured(resource, ours, "the candidate")
+    if theirs is None or not resource.of(theirs) > 0:
+        return _unmeasured(resource, theirs, reference)
     ratio = resource.of(ours) / resource.of(theirs)
     figures = f"{resource.of(ours):.4g} {resource.unit} are {ratio:.2f} times the {resource.of(theirs):.4g}"
     reason = f"{figures} of {reference}; gate.max_{resource.name}_ratio is {limit:g}"
     return Finding(name=resource.name, outcome="pass" if ratio <= limit else "fail", reason=reason)
+
+
+def _unmeasured(resource: Resource, found: Evaluation | None, name: str) -> Finding:
+    seen = "nothing" if found is None else f"{resource.of(found):g} {resource.unit}"
+    return objection(resource.name, f"{seen} was measured of {name}; evaluate it again")

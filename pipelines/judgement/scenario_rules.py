@@ -25,13 +25,13 @@ def scenario_objections(rules: Gate, candidate: Side, reference: Side) -> Iterat
     ours = {scenario.name: scenario.digest for scenario in candidate.report.scenarios}
     theirs = {scenario.name: scenario.digest for scenario in reference.report.scenarios}
     for name in sorted(ours.keys() - theirs.keys()):
-        yield f"{reference.name} was not asked scenario {name}; evaluate it again with that pack"
+        yield f"{reference.name} was not asked scenario {name}; {reference.way_out}"
     for name in sorted(theirs.keys() - ours.keys()):
         yield f"scenario {name}, which {reference.name} was asked, is missing; evaluate again with that pack"
     for name in sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]):
         yield (
             f"{reference.name} was asked another version of scenario {name} ({theirs[name][:12]}, here "
-            f"{ours[name][:12]}); evaluate it again with this one"
+            f"{ours[name][:12]}); {reference.way_out}"
         )
     counts = Counter(requirement.slice for requirement in rules.requirements)
     yield from (

@@ -23,6 +23,8 @@ class Side:
     report: EvalReport
     evaluation: Evaluation
     answers: Answers
+    way_out: str = "evaluate it again with the questions and packs of the candidate"
+    """What to do where it cannot be compared with."""
 
 
 def read_side(report: EvalReport, subject: str, name: str) -> Side | None:

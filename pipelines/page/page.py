@@ -68,6 +68,7 @@ def write_page(
         folder: Of the step `gate`; the other steps of its run lie beside it, and what is not there is not shown.
         reference: What the candidate was compared with, if that was measured.
     """
+    (folder / FILE).unlink(missing_ok=True)  # one of an earlier attempt would show another decision
     run, models = Run(folder.parent), columns(report, reference)
     facts = {
         "config": config,

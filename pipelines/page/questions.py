@@ -11,8 +11,7 @@ from typing import Any
 
 from pipelines.errors import BadInput
 from pipelines.evaluation import Scenario
-from pipelines.scenarios.check import open_pack
-from pipelines.scenarios.opened import OpenPack
+from pipelines.scenarios.opened import PackItems, read_pack_items
 from pipelines.scenarios.shelf import find_pack
 
 log = logging.getLogger(__name__)
@@ -34,14 +33,25 @@ def asked_rows(dataset: Path | None, items: Collection[str]) -> Mapping[str, Ask
     """
     if dataset is None or not (dataset / "test.jsonl").is_file():
         return {}
-    with (dataset / "test.jsonl").open(encoding="utf-8") as lines:
-        return {
-            row["id"]: _asked(row["messages"][:-1], dataset) for row in map(json.loads, lines) if row["id"] in items
-        }
+    with (dataset / "test.jsonl").open("rb") as lines:
+        rows = filter(None, map(_row, lines))
+        return {row["id"]: _asked(row["messages"][:-1], dataset) for row in rows if row["id"] in items}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None for a line that was damaged since it was asked: its answer is shown without its question."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:
+        log.warning("the report shows no question of a damaged line of the test split: %r", line[:80])
+        return None
+    return row
 
 
 def asked_packs(names: Sequence[str], scenarios: Sequence[Scenario], items: Collection[str]) -> Mapping[str, Asked]:
     """The questions of scenario packs with these names; none of a pack that is another by now.
+
+    Packs are recognised by the bytes of their images: none is decoded, as the page shows a few of thousands.
 
     Args:
         names: `evaluate.scenarios`.
@@ -58,9 +68,9 @@ def asked_packs(names: Sequence[str], scenarios: Sequence[Scenario], items: Coll
     return found
 
 
-def _opened(name: str) -> OpenPack | None:
+def _opened(name: str) -> PackItems | None:
     try:
-        return open_pack(find_pack(name))
+        return read_pack_items(find_pack(name))
     except BadInput as changed:
         log.warning("the report shows no question of scenario %s: %s", name, changed)
         return None

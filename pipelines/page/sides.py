@@ -33,14 +33,16 @@ def columns(report: EvalReport, reference: Side | None) -> tuple[Column, ...]:
     for subject, title in SUBJECTS.items():
         if (side := read_side(report, subject, title)) is not None:
             found.append(Column(subject, f"{title} {SCHEME_LABELS[side.evaluation.scheme]}", side))
-    if reference is not None and _is_another(reference, report):
+    if reference is not None and _is_champion(reference, report):
         found.insert(max(len(found) - 1, 0), Column("champion", reference.name, reference))
     return tuple(found)
 
 
-def _is_another(reference: Side, report: EvalReport) -> bool:
-    """Whether the reference comes from another run that was asked the same."""
-    return reference.report is not report and reference.report.test_digest == report.test_digest
+def _is_champion(reference: Side, report: EvalReport) -> bool:
+    """Whether the reference is a champion that was asked the same, beside the candidate or in a run of its own."""
+    if reference.report is report:
+        return reference.evaluation.subject == "champion"
+    return reference.report.test_digest == report.test_digest
 
 
 def column(found: tuple[Column, ...], paint: str) -> Column | None:

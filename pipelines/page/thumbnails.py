@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+DAMAGE = (OSError, SyntaxError, ValueError, struct.error)
+"""What Pillow raises on a damaged file."""
 
 SIDE = 288
 """Longest side in pixels: twice what is shown, for screens with fine dots."""
@@ -23,7 +30,7 @@ class Thumbnail:
     """An image of a question."""
 
     url: str | None
-    """`data:`, or None where the file is not there any more."""
+    """`data:`, or None where the file is not there any more, or cannot be read."""
 
     width: int
     height: int
@@ -33,13 +40,9 @@ class Thumbnail:
 
 def thumbnail(path: Path) -> Thumbnail:
     """An image shrunk and turned as a camera meant it, without what else its file says, such as a place."""
-    from PIL import Image, ImageOps
-
-    if not path.is_file():
+    image = _shrunk(path)
+    if image is None:
         return Thumbnail(None, SIDE, SIDE, small=False)
-    with Image.open(path) as opened:
-        image = _on_white(ImageOps.exif_transpose(opened))
-    image.thumbnail((SIDE, SIDE))
     lossless = image.width * image.height <= LOSSLESS_PIXELS
     file = io.BytesIO()
     if lossless:
@@ -50,6 +53,24 @@ def thumbnail(path: Path) -> Thumbnail:
     return Thumbnail(
         f"data:image/{'png' if lossless else 'jpeg'};base64,{data}", image.width, image.height, small=lossless
     )
+
+
+def _shrunk(path: Path) -> Image | None:
+    """None where the file is gone, damaged or too large to be decoded."""
+    from PIL import ImageOps
+    from PIL.Image import DecompressionBombError
+    from PIL.Image import open as open_image
+
+    if not path.is_file():
+        return None
+    try:
+        with open_image(path) as opened:
+            image = _on_white(ImageOps.exif_transpose(opened))
+    except (*DAMAGE, DecompressionBombError) as error:
+        log.warning("the report does not show %s: %s", path, error)
+        return None
+    image.thumbnail((SIDE, SIDE))
+    return image
 
 
 def _on_white(image: Image) -> Image:

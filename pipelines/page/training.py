@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.artifacts import Adapter
 from pipelines.budget.measured import predictions
+from pipelines.history import read_history
 from pipelines.page.drawing import PAINT, Picture, draw
 from pipelines.run import Run
 from pipelines.steps import EVALUATE, FINETUNE
@@ -44,11 +44,10 @@ class Memory:
 
 def read_loss(history: Path) -> Loss | None:
     """The curves that a training left, or None if it left none."""
-    if not history.is_file():
-        return None
-    events = [json.loads(line) for line in history.read_text().splitlines()]
-    steps = tuple((event["step"], event["loss"]) for event in events if "loss" in event)
-    return Loss(steps, tuple((event["step"], event["eval_loss"]) for event in events if "eval_loss" in event))
+    events = read_history(history)
+    steps = tuple((at, event["loss"]) for at, event in events if "loss" in event)
+    evaluations = tuple((at, event["eval_loss"]) for at, event in events if "eval_loss" in event)
+    return Loss(steps, evaluations) if steps or evaluations else None
 
 
 def loss_chart(folder: Path, loss: Loss, adapter: Adapter) -> Picture:

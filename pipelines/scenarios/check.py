@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
 from pipelines.errors import BadInput
 from pipelines.scenarios.items import Item, read_items
 from pipelines.scenarios.located import line_of
 from pipelines.scenarios.opened import OpenPack
 from pipelines.scenarios.pack import Pack
-from pipelines.scenarios.pictures import Picture, Unfit, read_picture
-from pipelines.scenarios.problem import ITEMS, PACK, Problem
+from pipelines.scenarios.pack_file import read_pack, require_items
+from pipelines.scenarios.pictures import Picture, Unfit, read_pictures
+from pipelines.scenarios.problem import ITEMS, PACK, Problem, bad_input
 
 
 @dataclass(frozen=True)
@@ -37,29 +35,35 @@ def open_pack(folder: Path) -> OpenPack:
     Raises:
         BadInput: It is a template, or something is wrong with it; lists every problem.
     """
-    found = examine(folder)
-    if found.problems or found.pack is None:
-        lines = "".join(f"\n  {problem}" for problem in found.problems)
-        raise BadInput(f"{folder}: {len(found.problems)} problem(s){lines}")
-    require_items(folder, found.pack)
-    return OpenPack(folder, found.pack, tuple(found.items.values()), found.pictures)
+    found, pack = _right(folder, pictures=True)
+    contents = {path: picture.content for path, picture in found.pictures.items()}
+    return OpenPack(folder, pack, tuple(found.items.values()), contents, found.pictures)
 
 
-def require_items(folder: Path, pack: Pack) -> None:
-    """Refuse a template where a pack is wanted.
+def require_right(folder: Path) -> Pack:
+    """Check everything but the images, which takes long where there are many.
 
     Raises:
-        BadInput: It is one.
+        BadInput: It is a template, or something is wrong with it; lists every problem.
     """
-    if pack.template:
-        raise BadInput(
-            f"{folder} is a template: no images come with it. Make a pack of it and of your own images, and name that: "
-            f"vlmops scenario import {pack.name} TABLE.csv --images DIR --out DIR"
-        )
+    _, pack = _right(folder, pictures=False)
+    return pack
 
 
-def examine(folder: Path) -> Findings:
+def _right(folder: Path, *, pictures: bool) -> tuple[Findings, Pack]:
+    found = examine(folder, pictures=pictures)
+    if found.problems or found.pack is None:
+        raise bad_input(folder, found.problems)
+    require_items(folder, found.pack)
+    return found, found.pack
+
+
+def examine(folder: Path, *, pictures: bool = True) -> Findings:
     """Read a folder and find every problem; nothing is raised for what is wrong with it.
+
+    Args:
+        folder: Of a pack or template.
+        pictures: Whether images are opened too.
 
     Raises:
         BadInput: There is no such folder.
@@ -72,7 +76,7 @@ def examine(folder: Path) -> Findings:
     if not (folder / ITEMS).is_file():
         return Findings(folder, pack, problems=(*problems, Problem(ITEMS, 1, "is not there; write one item a line")))
     items, unread = read_items((folder / ITEMS).read_bytes())
-    pictures, unfit = _pictures(folder, items)
+    shown, unfit = _pictures(folder, items) if pictures else ({}, [])
     problems += [*unread, *_repeated(items), *unfit]
     if pack is not None:
         problems += [
@@ -80,29 +84,7 @@ def examine(folder: Path) -> Findings:
             *_slices(folder, pack, items),
             *_limits(folder, pack, items),
         ]
-    return Findings(folder, pack, items, pictures, tuple(sorted(problems)))
-
-
-def read_pack(folder: Path) -> tuple[Pack | None, list[Problem]]:
-    """`pack.yaml` of a folder, or what is wrong with it."""
-    try:
-        text = (folder / PACK).read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
-        return Pack.model_validate(raw), []
-    except OSError as error:
-        return None, [Problem(PACK, 1, f"cannot be read: {error.strerror}")]
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        return None, [Problem(PACK, line, f"not YAML: {error.problem}")]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return None, [Problem(PACK, 1, f"not YAML: {error}")]
-    except ValidationError as error:
-        return None, [_located(text, told["loc"], told["msg"]) for told in error.errors(include_url=False)]
-
-
-def _located(text: str, location: tuple[str | int, ...], message: str) -> Problem:
-    field = ".".join(str(part) for part in location) or PACK
-    return Problem(PACK, line_of(text, location), f"{field}: {message}")
+    return Findings(folder, pack, items, shown, tuple(sorted(problems)))
 
 
 def _template_problems(folder: Path) -> Iterator[Problem]:
@@ -112,14 +94,12 @@ def _template_problems(folder: Path) -> Iterator[Problem]:
 
 def _pictures(folder: Path, items: dict[int, Item]) -> tuple[dict[str, Picture], list[Problem]]:
     """Each image once, and a problem at the first item that shows an unfit one."""
-    pictures, problems = {}, []
     first = {path: line for line, item in reversed(items.items()) for path in item.images}
-    for path, line in first.items():
-        try:
-            pictures[path] = read_picture(folder, path)
-        except Unfit as error:
-            problems.append(Problem(ITEMS, line, f"image {path!r} {error}"))
-    return pictures, problems
+    found = read_pictures(folder, first)
+    unfit = [
+        Problem(ITEMS, first[path], f"image {path!r} {each}") for path, each in found.items() if isinstance(each, Unfit)
+    ]
+    return {path: each for path, each in found.items() if isinstance(each, Picture)}, unfit
 
 
 def _repeated(items: dict[int, Item]) -> Iterator[Problem]:
@@ -147,11 +127,14 @@ def _mismatched(pack: Pack, items: dict[int, Item]) -> Iterator[Problem]:
 
 def _not_scored_1(pack: Pack, item: Item) -> str | None:
     """Why an item cannot be answered rightly, if so: what its own scorer does not find right, no model can be."""
-    scorer = pack.slices[item.slice].scorer
-    if reason := scorer.objection(item.expected_text):
+    scorer, expected = pack.slices[item.slice].scorer, item.expected_text
+    if item.expected is None or (isinstance(item.expected, list) and None in item.expected):
+        return "says null, which no answer is"
+    if reason := scorer.objection(expected):
         return f"cannot be scored by {scorer.name}: {reason}"
-    scored = scorer.score(scorer.ideal(item.expected_text), item.expected_text)
-    return None if scored.score == 1 else f"is scored {scored.score:g} by its own scorer, {scorer.name}"
+    if (score := scorer.score(scorer.ideal(expected), expected).score) < 1:
+        return f"is scored {score:g} by its own scorer, {scorer.name}"
+    return "would find an answer without a word right" if scorer.score("", expected).score == 1 else None
 
 
 def _slices(folder: Path, pack: Pack, items: dict[int, Item]) -> Iterator[Problem]:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.errors import BAD_INPUT, DONE
-from pipelines.scenarios.check import Findings, examine, read_pack
+from pipelines.scenarios.check import Findings, examine
 from pipelines.scenarios.importing import import_table
 from pipelines.scenarios.items import Item
 from pipelines.scenarios.pack import Pack
+from pipelines.scenarios.pack_file import read_pack
 from pipelines.scenarios.planning import CHANGED, wanted_items
 from pipelines.scenarios.shelf import find_pack, shipped_packs
 
@@ -68,10 +70,11 @@ def list_packs() -> int:
     for folder in shipped_packs():
         pack, problems = read_pack(folder)
         if pack is None:
-            table.add_row(folder.name, "broken", "", str(problems[0]))
+            table.add_row(Text(folder.name), "broken", "", Text(str(problems[0])))
         else:
             kind = "template" if pack.template else "pack"
-            table.add_row(pack.name, kind, ", ".join(pack.slices), " ".join(pack.description.split()))
+            description = Text(" ".join(pack.description.split()))  # brackets in it are no markup
+            table.add_row(pack.name, kind, ", ".join(pack.slices), description)
     Console().print(table)
     return DONE
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from pipelines.errors import BadInput
-from pipelines.scenarios.check import Findings, read_pack
+from pipelines.scenarios.check import Findings
 from pipelines.scenarios.pack import Pack
+from pipelines.scenarios.pack_file import read_pack
 from pipelines.scenarios.writing import Row, write_pack
 
 COLUMNS = ("image", "label", "id", "slice", "prompt")
@@ -31,7 +32,7 @@ def import_table(template: Path, table: Path, images: Path, out: Path) -> Findin
     """
     pack, problems = read_pack(template)
     if pack is None:
-        raise BadInput("; ".join(map(str, problems)))
+        raise bad_input(template, problems)
     raw = pack.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"template": False}
     raw["images"] = {"source": f"imported by {table.name}", "license": "not said; write here what you may do with them"}
     return write_pack(raw, _read(table, pack), table, images, out)
@@ -42,17 +43,22 @@ def _read(table: Path, pack: Pack) -> list[Row]:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             _require_columns(table, reader.fieldnames or (), pack)
-            return list(_rows(reader, pack))
+            rows = list(_rows(reader, pack))
     except OSError as error:
         raise BadInput(f"{table} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{table} is no CSV in UTF-8: {error}") from None
+    if problems := [replace(row, file=table.name) for row in rows if isinstance(row, Problem)]:
+        raise bad_input(table, problems)
+    return [row for row in rows if isinstance(row, Row)]
 
 
 def _require_columns(table: Path, columns: Sequence[str], pack: Pack) -> None:
     needed = {"image", "label"} | ({"slice"} if len(pack.slices) > 1 else set())
     if missing := sorted(needed - set(columns)):
         raise BadInput(f"{table} has no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise BadInput(f"{table} has two columns {', '.join(twice)}; several images of one item go into one, with `|`")
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise BadInput(f"{table}: column {', '.join(unknown)} says nothing to us; there may be {', '.join(COLUMNS)}")
 

@@ -13,8 +13,8 @@ from pydantic import JsonValue
 
 from pipelines.errors import BadInput
 from pipelines.scenarios.check import Findings, examine
-from pipelines.scenarios.pictures import Unfit, read_picture
-from pipelines.scenarios.problem import ITEMS, PACK, Problem
+from pipelines.scenarios.pictures import Unfit, read_pictures
+from pipelines.scenarios.problem import ITEMS, PACK, Problem, bad_input
 from pipelines.system.durable import commit, partial_of
 
 
@@ -60,18 +60,19 @@ def write_pack(pack: Mapping[str, object], rows: Sequence[Row], origin: Path, im
 def _write(pack: Mapping[str, object], rows: Sequence[Row], origin: Path, images: Path, folder: Path) -> Findings:
     (folder / "images").mkdir(parents=True)
     (folder / PACK).write_text(yaml.safe_dump(dict(pack), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    checked = read_pictures(images, (path for row in rows for path in row.images))
     problems, lines = [], []
     for row in rows:
-        try:
+        unfit = [f"image {path!r} {checked[path]}" for path in row.images if isinstance(checked[path], Unfit)]
+        problems += [Problem(origin.name, row.line, why) for why in unfit]
+        if not problems:
             lines.append({**row.item, "images": _copy(images, row, folder)})
-        except Unfit as error:
-            problems.append(Problem(origin.name, row.line, str(error)))
     if not problems:
         (folder / ITEMS).write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
         found = examine(folder)
         problems = [_of_origin(problem, origin, rows) for problem in found.problems]
     if problems:
-        raise BadInput("\n  ".join([f"{origin}: {len(problems)} problem(s)", *map(str, problems)]))
+        raise bad_input(origin, problems)
     return found
 
 
@@ -79,10 +80,6 @@ def _copy(images: Path, row: Row, folder: Path) -> list[JsonValue]:
     """The row's images, each under a name of its own."""
     names: list[JsonValue] = []
     for number, path in enumerate(row.images):
-        try:
-            read_picture(images, path)
-        except Unfit as error:
-            raise Unfit(f"image {path!r} {error}") from None
         name = f"images/{row.line:05d}-{number}{Path(path).suffix.lower()}"
         shutil.copyfile(images / path, folder / name)
         names.append(name)

@@ -39,14 +39,21 @@ def free_port() -> int:
         return port
 
 
-def require_free_port(port: int, purpose: str) -> None:
-    """Raise MachineUnfit if something already listens on a port."""
+def port_is_free(port: int) -> bool:
+    """Whether nothing listens on a port of loopback."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))
         except OSError:
-            raise MachineUnfit(f"port {port} ({purpose}) is taken; stop what listens there or choose another") from None
+            return False
+    return True
+
+
+def require_free_port(port: int, purpose: str) -> None:
+    """Raise MachineUnfit if something already listens on a port."""
+    if not port_is_free(port):
+        raise MachineUnfit(f"port {port} ({purpose}) is taken; stop what listens there or choose another")
 
 
 def start(

@@ -15,6 +15,7 @@ from pipelines.config_load import Load, Slo
 from pipelines.errors import EngineFailed
 from pipelines.load_report import LoadRun, Traffic
 from serving.load.watch import Watched
+from serving.measure import counted
 
 CLIENT = (sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve")
 """The program, of this environment."""
@@ -117,8 +118,4 @@ def _objections(said: dict[str, Any], load: Load, watched: Watched) -> list[str]
     expected = said["completed"] * load.output_tokens
     if said["total_output_tokens"] != expected:
         found.append(f"answers have {said['total_output_tokens']} tokens in all, not {expected}")
-    if watched.lost:
-        found.append(f"the engine counted {watched.lost} aborted or failed requests")
-    if watched.restarted:
-        found.append("the engine was restarted meanwhile")
-    return found
+    return [*found, *counted(watched.lost, restarted=watched.restarted)]

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.config_load import Load
-from pipelines.errors import EngineFailed
+from pipelines.errors import EngineFailed, Unreachable
 from pipelines.load_report import LoadPoint, LoadReport, LoadRun, Traffic, traffics
 from pipelines.progress import counting
 from pipelines.system.processes import running, tail
@@ -45,7 +45,8 @@ def measure_load(
         memory: That watches the engine, if somebody does.
 
     Returns:
-        All points, invalid ones too: they carry their objections, and give no figures.
+        All points. A run that lost something was repeated once; a point with one that is invalid again carries its
+        objections, and gives no figures.
 
     Raises:
         EngineFailed: The client did not run, or the engine has not the counters that we know.
@@ -76,24 +77,39 @@ class _Bench:
 
     def point(self, traffic: Traffic) -> LoadPoint:
         """Warm up, then measure every run."""
-        asyncio.run(self._warm_up(traffic.concurrency or self._load.warmup))
+        asyncio.run(self._warm_up(traffic.concurrency or self._load.warmup or 1))
         return LoadPoint(
             traffic=traffic, runs=tuple(self._run(traffic, number) for number in range(self._load.repeats))
         )
 
     async def _warm_up(self, concurrency: int) -> None:
-        slots = asyncio.Semaphore(max(1, concurrency))
+        """Requests that are not measured: one that is lost here costs nothing, and is noted."""
+        contents = self._supply.take(self._load.warmup)
         async with Client(self._target.url) as client:
 
-            async def ask(content: list[dict[str, object]]) -> None:
-                async with slots:
-                    await client.ask(
-                        self._target.name, [{"role": "user", "content": content}], self._load.output_tokens
-                    )
+            async def ask_in_turn() -> None:
+                for content in contents:
+                    try:
+                        await client.ask(
+                            self._target.name, [{"role": "user", "content": content}], self._load.output_tokens
+                        )
+                    except (EngineFailed, Unreachable) as error:
+                        log.warning("warming up: %s", error)
 
-            await asyncio.gather(*map(ask, self._supply.take(self._load.warmup)))
+            await asyncio.gather(*(ask_in_turn() for _ in range(concurrency)))
 
     def _run(self, traffic: Traffic, number: int) -> LoadRun:
+        """A run; one that lost something is repeated once, and then stands as it is."""
+        run = self._once(traffic, number)
+        if run.objections:
+            log.warning(
+                "run %d at %s is invalid and repeated: %s", number + 1, traffic.label, "; ".join(run.objections)
+            )
+            run = self._once(traffic, number)
+        self._tick()
+        return run
+
+    def _once(self, traffic: Traffic, number: int) -> LoadRun:
         label = f"{traffic.label}-run-{number + 1}"
         dataset, result = self._folder / f"{label}.jsonl", self._folder / f"{label}.json"
         result.unlink(missing_ok=True)
@@ -104,7 +120,6 @@ class _Bench:
             self._serve(command, watch)
         finally:
             dataset.unlink()  # pictures, hundreds of megabytes of them
-        self._tick()
         return read_result(result, self._load, watch.end())
 
     def _serve(self, command: Sequence[str], watch: Watch) -> None:

@@ -20,6 +20,9 @@ from serving.questions import Question
 Content = list[dict[str, Any]]
 """Of one user message, in OpenAI's form."""
 
+AT_A_TIME = 8
+"""Requests that are made together."""
+
 SCATTER = 2_654_435_761
 """Odd, so that different numbers have different colours; large, so that neighbours are not alike (2^32 / golden ratio:
 Knuth, The Art of Computer Programming 3, 6.4)."""
@@ -65,10 +68,18 @@ class Supply:
         self._numbers = count()
 
     def take(self, requests: int) -> Iterator[Content]:
-        """The next ones, in order; they are made by several threads, as to encode a picture takes its time."""
-        wanted = [(prompt, [next(self._numbers) for _ in prompt.images]) for prompt in islice(self._prompts, requests)]
+        """The next ones, in order; they are made by several threads, as to encode a picture takes its time.
+
+        Only a few are in memory at a time: a run has hundreds, of megabytes each.
+        """
+        prompts = islice(self._prompts, requests)
         with ThreadPoolExecutor() as threads:
-            yield from threads.map(_content, wanted)
+            while some := [(prompt, self._numbered(prompt)) for prompt in islice(prompts, AT_A_TIME)]:
+                yield from threads.map(_content, some)
+
+    def _numbered(self, prompt: Prompt) -> list[int]:
+        """A number for each of its pictures."""
+        return [next(self._numbers) for _ in prompt.images]
 
     def write(self, path: Path, requests: int) -> None:
         """The next ones as the data set `custom_image` of vLLM's client."""

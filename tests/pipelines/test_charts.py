@@ -23,6 +23,14 @@ def test_a_picture_is_drawn(settings: Settings, tmp_path: Path, subjects: tuple[
     assert path.stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("name", ["$a_{$b", "costs $5 or $6", r"\frac"])
+def test_a_slice_may_have_any_name(settings: Settings, tmp_path: Path, name: str) -> None:
+    report = evaluated_run(settings, "named", "named").read(EVALUATE)
+    renamed = [each.model_copy(update={"scores": {name: each.scores["digits"]}}) for each in report.evaluations]
+    accuracy_chart(report.model_copy(update={"evaluations": tuple(renamed)}), tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").stat().st_size > 5_000
+
+
 def test_every_scheme_has_a_label_of_its_own() -> None:
     assert set(SCHEME_LABELS) == set(SCHEMES)
     assert len(set(SCHEME_LABELS.values())) == len(SCHEMES)

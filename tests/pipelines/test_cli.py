@@ -40,6 +40,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         "gate",
         "compare",
         "scenario",
+        "release",
     } <= set(commands())
     for name in commands():
         with pytest.raises(SystemExit) as end:
@@ -61,7 +62,8 @@ def test_flags_do_not_grow_one_per_field() -> None:
         "--adapter-only",
     }  # there is no config
     common = {"-h", "--help", "--set", "--name", "--config", "--version", "--reason", "--keep"}
-    assert flags == common | alone | {"--against", "--schemes", "--questions"}
+    release = {"--format", "--claim", "--image", "--ray-image"}  # of the place that it goes to
+    assert flags == common | alone | release | {"--against", "--schemes", "--questions"}
 
 
 EXPORT_ARGUMENTS = (

@@ -116,6 +116,13 @@ def test_pixel_limits_must_be_ordered(tmp_path: Path) -> None:
 def test_an_answer_must_leave_room_for_a_prompt(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.max_new_tokens 256 leaves no room for a prompt"):
         load_config(write(tmp_path, evaluate__max_new_tokens=256))
+
+
+@pytest.mark.parametrize("change", [{"evaluate__concurrency": 81}, {"load__concurrencies": [1, 81]}])
+def test_a_measurement_does_not_overload_the_engine(tmp_path: Path, change: dict[str, object]) -> None:
+    load_config(write(tmp_path, evaluate__concurrency=80, load__concurrencies=[1, 80]))
+    with pytest.raises(ConfigError, match=r"up to 81 questions at once, and the engine refuses more than 80; raise"):
+        load_config(write(tmp_path, **change))
     with pytest.raises(ConfigError, match=r"load\.output_tokens 256 leaves no room for a prompt"):
         load_config(write(tmp_path, load__output_tokens=256))
 

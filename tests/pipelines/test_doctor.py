@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipelines import doctor
@@ -32,6 +34,25 @@ def test_a_missing_environment_is_named(settings: Settings, capsys: pytest.Captu
     assert "make install" in capsys.readouterr().out
     with pytest.raises(MachineUnfit, match="ml environment: no-such-python; make install"):
         doctor.require_fit(lost)
+
+
+def test_a_front_without_caddy_or_certificate_is_named(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{settings.ml_python}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    config = tmp_path / "config.yaml"
+    tls = {"name": "box.lan", "certificate": str(tmp_path / "box.pem"), "key": str(tmp_path / "box.key")}
+    smoke = load_config(ROOT / "configs" / "smoke.yaml", (f"serving.tls={tls}",))
+    config.write_text(smoke.model_dump_json())
+    with pytest.raises(MachineUnfit) as unfit:
+        doctor.require_fit(settings.model_copy(update={"ml_python": str(python), "config": config}))
+    assert f"Caddy: none beside {python}, none on PATH; make install" in str(unfit.value)
+    assert "box.pem; put it there" in str(unfit.value)
+    assert "box.key; put it there" in str(unfit.value)
 
 
 def test_a_small_disk_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ import uuid
 
 import pytest
 
-from pipelines.answers import ANSWERS, EARLIER_ANSWERS, read_answers
+from pipelines.answers import ANSWERS, EARLIER_ANSWERS, read_answers, write_answers
 from pipelines.artifacts import GateDecision
 from pipelines.config_gate import Gate, Requirement
 from pipelines.errors import BadInput
+from pipelines.evaluation import EvalReport, Scenario
 from pipelines.gate import decide, gate, judge
 from pipelines.judgement.side import Answers, Side
 from pipelines.registry import Registry, register
@@ -19,7 +20,7 @@ from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import EVALUATE, EXPORT, GATE, REGISTER
 from tests.pipelines import finished_run
-from tests.pipelines.judgement.sides import GOOD, POOR, answers, evaluation, outcomes, reasons, side
+from tests.pipelines.judgement.sides import GOOD, POOR, answers, evaluation, outcomes, reasons, report, side
 
 RULES = Gate(
     requirements=(
@@ -223,6 +224,84 @@ def test_a_champions_report_of_other_items_is_refused_with_the_reason(tracked: S
     assert "champion v1 answered other questions" in reasons(decision)
 
 
+def with_another_pack(run: Run, tracked: Settings, wrong: int | None = None) -> EvalReport:
+    """A report of more than the champion was registered with.
+
+    Args:
+        wrong: Digits that the champion answered wrong beside the candidate; None: it was not asked.
+    """
+    report = run.read(EVALUATE)
+    champion = Registry(tracked, run.config.registry.model).by_alias("champion")
+    assert champion is not None
+    asked = () if wrong is None else (finished_run.evaluation(run.folder(EVALUATE), "champion", wrong),)
+    named = tuple(each.model_copy(update={"model_digest": champion.digest}) for each in asked)
+    scenario = Scenario(name="shop", digest="s" * 64, requirements=())
+    changes = {"test_digest": "u" * 64, "scenarios": (scenario,), "evaluations": (*report.evaluations, *named)}
+    report = report.model_copy(update=changes)
+    output = run.folder(EVALUATE) / "output.json"
+    output.write_text(json.dumps(json.loads(output.read_text()) | {"artifact": report.model_dump(mode="json")}))
+    return report
+
+
+@pytest.mark.parametrize(("wrong", "outcome"), [(30, "pass"), (5, "fail")])
+def test_a_champion_that_was_asked_beside_the_candidate_is_the_reference(
+    tracked: Settings, model: str, wrong: int, outcome: str
+) -> None:
+    """However it answered other questions when it was registered."""
+    first = finished_run.evaluated_run(tracked, "first", model)
+    judged(first)
+    version = put_into_service(first, tracked)
+    second = finished_run.evaluated_run(tracked, "second", model)
+    with_another_pack(second, tracked, wrong)
+    decision = judged(second)
+    assert (decision.outcome, decision.reference) == (outcome, f"champion v{version}")
+    assert f"against champion v{version}" in reasons(decision)
+
+
+def test_the_next_champion_is_compared_with_what_it_was_registered_with(tracked: Settings, model: str) -> None:
+    """And not with the answers of the champion before it, which lie in its report."""
+    first = finished_run.evaluated_run(tracked, "first", model)
+    judged(first)
+    put_into_service(first, tracked)
+    second = finished_run.evaluated_run(tracked, "second", model, wrong=10)
+    with_another_pack(second, tracked, 30)
+    judged(second)
+    put_into_service(second, tracked)
+    third = finished_run.evaluated_run(tracked, "third", model, wrong=30)
+    with_another_pack(third, tracked)
+    decision = judged(third)
+    assert (decision.outcome, outcomes(decision)["digits"]) == ("fail", "fail")
+
+
+def test_another_models_answers_are_not_taken_for_the_champions(tracked: Settings, model: str) -> None:
+    """One that was promoted after the evaluation."""
+    first = finished_run.evaluated_run(tracked, "first", model)
+    judged(first)
+    put_into_service(first, tracked)
+    second = finished_run.evaluated_run(tracked, "second", model)
+    report = with_another_pack(second, tracked, 30)
+    stale = report.evaluations[-1].model_copy(update={"model_digest": "9" * 64})
+    changed = report.model_copy(update={"evaluations": (*report.evaluations[:-1], stale)})
+    decision = gate(second.config, second.folder(EVALUATE), changed)
+    assert decision.outcome == "fail"
+    output = second.folder(EVALUATE) / "output.json"
+    assert (
+        f"champion v1 was not asked scenario shop; to evaluate again, clear the task evaluate, or delete {output}"
+        in (reasons(decision))
+    )
+
+
+def test_the_gate_says_why_the_champion_was_not_asked(tracked: Settings, model: str) -> None:
+    first = finished_run.evaluated_run(tracked, "first", model)
+    judged(first)
+    put_into_service(first, tracked)
+    second = finished_run.evaluated_run(tracked, "second", model)
+    report = with_another_pack(second, tracked).model_copy(update={"champion_unmeasured": "its files are gone"})
+    decision = gate(second.config, second.folder(EVALUATE), report)
+    assert decision.outcome == "fail"
+    assert "champion v1 was not asked scenario shop; its files are gone; to evaluate again," in reasons(decision)
+
+
 def test_a_champion_of_an_earlier_version_is_still_compared_with(tracked: Settings, model: str) -> None:
     """Its answers lie in MLflow as JSONL."""
     first = finished_run.evaluated_run(tracked, "first", model)
@@ -253,6 +332,38 @@ def test_a_candidate_beyond_the_quota_is_not_looked_at(settings: Settings) -> No
     with pytest.raises(BadInput, match=r"1 candidates were judged .* gate\.attempts is 1 .* new test items, or raise"):
         look("b" * 64)
     assert len((settings.sealed / f"{'t' * 64}.jsonl").read_text().splitlines()) == 2
+
+
+def test_another_choice_of_scenarios_is_no_new_test_split(settings: Settings) -> None:
+    rules = RULES.model_copy(update={"attempts": 1})
+
+    def look(digest: str, *packs: str) -> GateDecision:
+        scenarios = [{"name": pack, "digest": pack, "requirements": []} for pack in packs]
+        facts = {"test_digest": "+".join(("data", *packs)), "data_digest": "data", "scenarios": scenarios}
+        base, ours = evaluation("base"), evaluation(model_digest=digest, answers=settings.home / ANSWERS)
+        reference = side(answers(GOOD), "base", base, **facts)
+        return judge(rules, report(base, ours, **facts), reference, "base", run="one", sealed=settings.sealed)
+
+    settings.home.mkdir(parents=True)
+    write_answers(settings.home / ANSWERS, list(answers(GOOD).values()))
+    assert look("a", "shop").outcome == "pass"
+    assert look("a").outcome == "pass"
+    with pytest.raises(BadInput, match="candidates were judged on this test split"):
+        look("b")
+    with pytest.raises(BadInput, match="candidates were judged on this test split"):
+        look("b", "clinic")
+    (settings.sealed / "data.jsonl").unlink()
+    with pytest.raises(BadInput, match="candidates were judged on scenario shop"):
+        look("b", "shop")
+
+
+def test_what_cannot_be_compared_uses_up_nothing(settings: Settings) -> None:
+    run = finished_run.evaluated_run(settings, "one", "unused")
+    report = run.read(EVALUATE)
+    other = side(read_answers(report.evaluations[0].answers), "base", report.evaluations[0], test_digest="u" * 64)
+    decision = judge(run.config.gate, report, other, "base", run="one", sealed=settings.sealed)
+    assert "base answered other questions" in reasons(decision)
+    assert not settings.sealed.exists()
 
 
 def test_what_was_not_measured_uses_up_nothing(settings: Settings) -> None:

@@ -13,12 +13,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pipelines.errors import BadInput
-from pipelines.sealed import Attempt, SealedSplit, sealed_split
+from pipelines.sealed import Attempt, SealedSplit, locked_splits
+from tests.pipelines.judgement.sides import report
 
 
 @pytest.fixture
 def split(tmp_path: Path) -> SealedSplit:
-    return sealed_split(tmp_path, "t" * 64)
+    return SealedSplit(tmp_path / f"{'t' * 64}.jsonl")
 
 
 def attempt(model: str, reference: str = "base") -> Attempt:
@@ -67,6 +68,21 @@ def test_two_decisions_at_once_do_not_both_take_the_last_attempt(split: SealedSp
     refused = [look.exception() for look in looks if look.exception()]
     assert [type(error) for error in refused] == [BadInput] * 5
     assert len(split.attempts()) == 3
+
+
+def test_the_test_split_and_each_scenario_are_sealed_by_their_own_digests(tmp_path: Path) -> None:
+    asked = [{"name": name, "digest": name, "requirements": []} for name in ("shop", "clinic")]
+
+    def names(**facts: object) -> dict[str, str]:
+        with locked_splits(tmp_path, report(**facts)) as splits:
+            return {split.file.stem: split.name for split in splits}
+
+    assert names(test_digest="all", data_digest="data", scenarios=asked) == {
+        "clinic": "scenario clinic",
+        "data": "this test split",
+        "shop": "scenario shop",
+    }
+    assert names(test_digest="all") == {"all": "this test split"}  # a report of an earlier version
 
 
 @pytest.mark.parametrize("damage", ['{"time": "2026-', "{}", "", '{"model": "a"}'])

@@ -5,11 +5,22 @@ from __future__ import annotations
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipelines import tracking
 from pipelines.errors import Unreachable
 from pipelines.settings import Settings
 from pipelines.steps import EVALUATE, FINETUNE
-from pipelines.tracking import client, flatten, note_failure, publish, publish_if_reachable
+from pipelines.tracking import (
+    answering,
+    client,
+    flatten,
+    metric_name,
+    note_failure,
+    publish,
+    publish_if_reachable,
+)
 from tests.pipelines.finished_run import decide, evaluated_run
 
 
@@ -52,6 +63,47 @@ def test_what_was_missed_is_published_later(dead: Settings, mlflow_uri: str, cap
     assert (
         client(dead.model_copy(update={"mlflow_uri": mlflow_uri})).get_run(run_id).data.metrics["finetune.loss"] == 0.2
     )
+
+
+def test_a_server_that_goes_away_under_way_is_unreachable(tracked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    run = evaluated_run(tracked, "cut", "t-cut")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "client", lambda _: MlflowClient("http://127.0.0.1:9"))
+    with pytest.raises(Unreachable, match="MLflow"):
+        publish(run, tracked)
+
+
+def test_what_mlflow_refuses_is_no_server_that_is_away(tracked: Settings) -> None:
+    from mlflow.exceptions import MlflowException, RestException
+
+    mlflow = client(tracked)
+    with pytest.raises(MlflowException, match="Names may only contain"), answering(tracked):
+        mlflow.log_metric(publish(evaluated_run(tracked, "odd", "t-odd"), tracked), "(cm)", 1)
+    with pytest.raises(RestException), answering(tracked):
+        mlflow.get_run("0" * 32)
+
+
+def test_a_slice_of_any_name_and_a_cut_history_are_published(tracked: Settings) -> None:
+    run = evaluated_run(tracked, "named", "t-named")
+    output = run.folder(EVALUATE) / "output.json"
+    output.write_text(output.read_text().replace('"digits":', '"größe/../(cm)":'))
+    history = run.folder(FINETUNE) / "history.jsonl"
+    history.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+    mlflow = client(tracked)
+    run_id = publish(run, tracked)
+    found = mlflow.get_run(run_id).data.metrics
+    assert found["accuracy.candidate.größe/_/_cm_"] == pytest.approx(0.95)
+    assert "evaluate.seconds" in found
+    assert [metric.step for metric in mlflow.get_metric_history(run_id, "loss")] == [1]
+
+
+@given(st.text(min_size=1, max_size=400))
+def test_mlflow_takes_every_name(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(metric_name(f"right.{name}"))
 
 
 def test_a_failure_leaves_its_reason(tracked: Settings) -> None:

@@ -7,12 +7,15 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import save_file
 
 from pipelines.config import Config, Hardware, Images, Serving
 from pipelines.errors import MachineUnfit
@@ -37,6 +40,8 @@ class Maker:
     folder: Path
     serving: Serving
 
+    device: Literal["cpu", "cuda"] = "cpu"
+
     def __call__(self, version: int, fault: str = "", *, golden_fault: bool = False, **behaviour: object) -> Served:
         """A version whose answers end in its number.
 
@@ -46,7 +51,11 @@ class Maker:
         model = self.folder / f"model-{version}"
         model.mkdir(parents=True)
         answers = dict.fromkeys(QUESTIONS, f"answer of v{version}")
-        (model / "double.json").write_text(json.dumps({"answers": answers, "fault": fault, **behaviour}))
+        behaves = json.dumps({"answers": answers, "fault": fault, **behaviour})
+        if self.device == "cpu":
+            (model / "double.json").write_text(behaves)
+        else:  # what differs between two versions are their weights alone
+            save_file({"weight": np.zeros(2, np.int8)}, model / "model.safetensors", {"double": behaves})
         (model / "chat_template.jinja").write_text("{{ messages }}")
         golden = self.folder / f"golden-{version}" / "golden.jsonl"
         golden.parent.mkdir()
@@ -58,7 +67,7 @@ class Maker:
             golden=golden,
             serving=self.serving,
             images=Images(),
-            hardware=Hardware(name="test", device="cpu", memory_gib=1),
+            hardware=Hardware(name="test", device=self.device, memory_gib=1),
         )
 
 
@@ -70,7 +79,8 @@ def _golden(question: str, answer: str) -> str:
 @pytest.fixture
 def serving(smoke: Config) -> Serving:
     """Deadlines that a double can keep."""
-    return smoke.serving.model_copy(update={"start_seconds": 10.0, "drain_seconds": 3.0, "hold_seconds": 20.0})
+    seconds = {"start": 10.0, "reload": 2.0, "drain": 3.0, "hold": 20.0, "watch": 0.5}
+    return smoke.serving.model_copy(update={f"{name}_seconds": value for name, value in seconds.items()})
 
 
 @pytest.fixture
@@ -82,7 +92,7 @@ def make(tmp_path: Path, serving: Serving) -> Maker:
 @pytest.fixture
 def machine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings with free ports; no engine in service survives the test."""
-    for name in ("FRONT", "ENGINE", "READY", "ADMIN"):
+    for name in ("FRONT", "ENGINE", "READY", "ADMIN", "KEYS"):
         monkeypatch.setenv(f"VLMOPS_{name}_PORT", str(_quiet_port()))
     ours = Settings()
     yield ours
@@ -106,20 +116,18 @@ def registry(tmp_path: Path) -> RecordingRegistry:
 
 
 @pytest.fixture
-def start_front(machine: Settings, tmp_path: Path) -> Iterator[Callable[[float], None]]:
-    """Starts a real Caddy that holds for the given seconds."""
-    started = []
+def start_front(machine: Settings, serving: Serving, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Starts a real Caddy and keys service that hold for the given seconds; nobody starts them again."""
+    with ExitStack() as block:
 
-    def start(hold_seconds: float) -> None:
-        front.prepare(machine, hold_seconds)
-        caddy = running(front.command(machine), tmp_path / "caddy.log", front.environment(machine))
-        caddy.__enter__()
-        started.append(caddy)
-        wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
+        def start(hold_seconds: float, **more: object) -> None:
+            front.prepare(machine, serving.model_copy(update={"hold_seconds": hold_seconds, **more}))
+            for ward in front.wards(machine):
+                log = tmp_path / f"{ward.name}.log"
+                block.enter_context(running(ward.command, log, ward.environment))
+            wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
 
-    yield start
-    for caddy in started:
-        caddy.__exit__(None, None, None)
+        yield start
 
 
 @pytest.fixture

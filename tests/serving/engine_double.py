@@ -1,13 +1,17 @@
 """Stands in for vLLM: the same arguments, endpoints, metric names and response fields, without a model.
 
-What it does is in `double.json` of the model's folder:
+What it does is in `double.json` of the model's folder, or in the metadata of its `model.safetensors`:
 
     answers     text by question; others are answered `unknown`
-    fault       never (does not listen), dies (at start), garbage, empty, abort, slow, and by the number of the request:
-                drop (closes the connection), error (500), counted (an abort that only the metrics show), exits
+    fault       never (does not listen), dies (at start), oom (likewise), garbage, empty, abort, slow, and by the number
+                of the request: drop (closes the connection), error (500), counted (an abort that only the metrics
+                show), exits
+    at          that number; 5 unless told
     seconds     an answer takes; 0.02 unless told
     start       seconds before it listens
     context     tokens that a request may have, its answer included; longer ones are refused. 0: any
+    reload      when told to read these weights: stale (goes on as before), garbage, mixed (every other answer is
+                still the old one), refuses (500), hangs, exits
     predictions by question, for requests that ask for the prompt's probabilities: `token_ids`, and for each token
                 `logprobs`, a list of [token, log probability, rank], or null
 """
@@ -40,6 +44,14 @@ class State:
     seconds: float
     predictions: dict[str, dict[str, Any]]
     context: int = 0
+    places: int = 0
+    """Requests that may be under way; others are refused. 0: any."""
+
+    cached: dict[str, str] = field(default_factory=dict)
+    """By question, as a prefix cache: computed by whatever weights there were."""
+
+    at: int = 5
+    resumed: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.time)
     running: int = 0
     asked: int = 0
@@ -65,17 +77,66 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"detail": "Not Found"}, 404)
 
     def do_POST(self) -> None:
-        """Chat."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        """Chat, and what changes an engine, where that is switched on."""
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.split("?")[0]
+        if path != "/v1/chat/completions":
+            self._change(path, sent)
+            return
+        body = json.loads(sent)
+        self.state.resumed.wait()
         with self.state.lock:
             self.state.asked += 1
             self.state.running += 1
             number = self.state.asked
+            full = self.state.places and self.state.running > self.state.places
         try:
+            if full:
+                message = "The engine is currently busy and cannot accept new requests."
+                self._json({"error": {"message": message, "type": "ServiceUnavailableError", "code": 503}}, 503)
+                return
             self._chat(body, number)
         finally:
             with self.state.lock:
                 self.state.running -= 1
+
+    def _change(self, path: str, sent: bytes) -> None:
+        if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
+            self._json({"detail": "Not Found"}, 404)
+        elif path == "/pause":
+            self.state.resumed.clear()
+            self._json({"status": "paused"})
+        elif path == "/resume":
+            self.state.resumed.set()
+            self._json({"status": "resumed"})
+        elif path == "/reset_prefix_cache":
+            self.state.cached.clear()
+            self._json({"success": True})
+        elif path in {"/reset_mm_cache", "/reset_encoder_cache"}:
+            self._send(200, b"")
+        elif path == "/collective_rpc":
+            body = json.loads(sent)
+            assert body["method"] == "reload_weights"
+            self._reload(Path(body["kwargs"]["weights_path"]))
+        else:
+            self._json({"detail": "Not Found"}, 404)
+
+    def _reload(self, model: Path) -> None:
+        spec = read_spec(model)
+        fault = spec.get("reload", "")
+        if fault == "hangs":
+            time.sleep(3600)
+        if fault == "exits":
+            os._exit(1)
+        if fault == "refuses":
+            self._json({"error": {"message": "shapes differ"}}, 500)
+            return
+        if fault == "mixed":
+            old = self.state.answers
+            self.state.answers = {**spec["answers"], **{key: old[key] for key in list(old)[::2]}}
+        elif fault != "stale":
+            self.state.answers, self.state.fault = spec["answers"], "garbage" if fault else spec.get("fault", "")
+        self._json({"results": [None]})
 
     def _chat(self, body: dict[str, Any], number: int) -> None:
         if body["model"] not in self.state.names:
@@ -87,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         time.sleep(self.state.seconds)
         fault = self.state.fault
-        if number == FAULTY_REQUEST and fault in {"drop", "error", "counted", "exits"}:
+        if number == self.state.at and fault in {"drop", "error", "counted", "exits"}:
             if fault == "exits":
                 os._exit(1)
             if fault == "drop":
@@ -125,7 +186,8 @@ class Handler(BaseHTTPRequestHandler):
         return {"prompt_token_ids": known["token_ids"], "prompt_logprobs": told}
 
     def _text(self, body: dict[str, Any]) -> str:
-        text = self.state.answers.get(question(body["messages"][-1]), "unknown")
+        asked = question(body["messages"][-1])
+        text = self.state.cached.setdefault(asked, self.state.answers.get(asked, "unknown"))
         for stop in body.get("stop", ()):
             text = text.split(stop)[0]
         return text
@@ -158,6 +220,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is the base class's
         """Say nothing."""
+
+
+def read_spec(model: Path) -> dict[str, Any]:
+    """What a model folder says about the double."""
+    if (model / "double.json").is_file():
+        return json.loads((model / "double.json").read_text())
+    with (model / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(header["__metadata__"]["double"])
 
 
 def question(message: dict[str, Any]) -> str:
@@ -205,11 +276,14 @@ def main() -> None:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--served-model-name", nargs="+")
+    parser.add_argument("--max-num-queued-reqs", type=int, default=0)
     args, _ = parser.parse_known_args()
-    spec = json.loads((args.model / "double.json").read_text())
+    spec = read_spec(args.model)
     fault = spec.get("fault", "")
     if fault == "dies":
         sys.exit("RuntimeError: Engine core initialization failed")
+    if fault == "oom":
+        sys.exit("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 47.38 GiB in total")
     time.sleep(3600 if fault == "never" else spec.get("start", 0))
     # As vLLM's engine core: a process of its own that nothing but the process group ties to its parent.
     core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
@@ -217,6 +291,9 @@ def main() -> None:
     seconds, predictions = spec.get("seconds", 0.02), spec.get("predictions", {})
     context = spec.get("context", 0)
     Handler.state = State(args.served_model_name, spec["answers"], fault, seconds, predictions, context)
+    Handler.state.at = spec.get("at", FAULTY_REQUEST)
+    Handler.state.resumed.set()
+    Handler.state.places = args.max_num_queued_reqs
     Server((args.host, args.port), Handler).serve_forever()
 
 

@@ -34,6 +34,22 @@ class RecordingRegistry:
         content["failed"][str(version)] = reason
         self._path.write_text(json.dumps(content))
 
+    def record(self, version: int, facts: dict[str, str]) -> None:
+        """What a promotion says about a version."""
+        content = self._read()
+        content.setdefault("facts", {}).setdefault(str(version), {}).update(facts)
+        self._path.write_text(json.dumps(content))
+
+    def approve(self, version: int, *, reviewer: str, reason: str) -> None:
+        """A word that a version should serve."""
+        content = self._read()
+        content["aliases"]["approved"] = version
+        self._path.write_text(json.dumps(content))
+
+    def facts(self, version: int) -> dict[str, str]:
+        """What promotions said about a version."""
+        return self._read().get("facts", {}).get(str(version), {})
+
     @property
     def champion(self) -> int | None:
         """What the alias says that serves."""

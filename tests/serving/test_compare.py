@@ -13,9 +13,11 @@ from PIL import Image
 from pipelines.artifact import Artifact
 from pipelines.artifacts import BaseSnapshot
 from pipelines.comparison.compare import compare
-from pipelines.comparison.rows import CONTENDER, FAILURE, MEASURED, Contender, Failure
+from pipelines.comparison.rows import CONTENDER, FAILURE, MEASURED, Contender, Failure, Measured
 from pipelines.config import Config
 from pipelines.config_export import Export, Parity
+from pipelines.config_gate import Gate, Requirement
+from pipelines.config_load import Load
 from pipelines.errors import DONE, FAILED, EvaluationInvalid, RunConflict
 from pipelines.run import Run
 from pipelines.settings import Settings
@@ -26,6 +28,7 @@ from serving.questions import Question
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
 from tests.training.parts import adapted_model, store_adapter, write_source
 from training.builtin.build import build_base
+from training.builtin.processor import build_processor
 from training.builtin.recipe import Recipe
 from training.data import prepare
 
@@ -41,7 +44,9 @@ def run(smoke: Config, settings: Settings, tmp_path: Path) -> Run:
     train = smoke.train.model_copy(update={"steps": 1, "batch_size": 4})
     data = smoke.data.model_copy(update={"source": f"file://{source}"})
     export = Export(parity=Parity(prompts=0))
-    run = Run.create(settings.runs / "tiny", smoke.model_copy(update={"train": train, "data": data, "export": export}))
+    gate = Gate(requirements=tuple(Requirement(slice=name, margin=0.1) for name in ("printed", "colours")))
+    update = {"train": train, "data": data, "export": export, "gate": gate}
+    run = Run.create(settings.runs / "tiny", smoke.model_copy(update=update))
     base = _base(tmp_path / "base")
     _, adapted = adapted_model(base)
     prepared = prepare(run.config, _folder(run, PREPARE), base)
@@ -154,6 +159,23 @@ def test_lost_answers_leave_no_figures(make: Maker, data: Path, smoke: Config, t
     with pytest.raises(EvaluationInvalid, match="1 aborted or failed"):
         measure_contender(folder, DOUBLE)
     assert not (folder / MEASURED).exists()
+
+
+def test_a_point_that_lost_requests_costs_its_own_figures_alone(
+    make: Maker, data: Path, smoke: Config, tmp_path: Path
+) -> None:
+    load = Load(concurrencies=(1,), requests=2, warmup=0, repeats=1, output_tokens=40)  # the double's are shorter
+    folder = contender(make, data, smoke.model_copy(update={"load": load}), tmp_path / "bf16")
+    asked = Contender.model_validate_json((folder / CONTENDER).read_text())
+    build_processor().save_pretrained(asked.model)
+    (folder / CONTENDER).write_text(asked.model_copy(update={"digest": write_manifest(asked.model)}).model_dump_json())
+    measured = measure_contender(folder, DOUBLE)
+    assert Measured.model_validate_json((folder / MEASURED).read_text()) == measured
+    assert "answers have" in measured.load.points[0].objections[0]
+    assert measured.scores["s"].correct == 6
+    began = (folder / MEASURED).stat().st_mtime_ns
+    measure_contender(folder, DOUBLE)
+    assert (folder / MEASURED).stat().st_mtime_ns > began, "a point without figures is measured again"
 
 
 def test_questions_are_spread_over_all() -> None:

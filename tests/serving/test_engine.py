@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import torch
 
 from pipelines.config import Config, Hardware
 from pipelines.errors import EngineFailed, MachineUnfit
-from serving.engine import engine, environment, find, group, options
+from serving.engine import Engine, engine, environment, find, group, options
 from serving.memory import PeakMemory, card_bytes
+from serving.promotion.room import require_room
+from serving.redact import redacted
 from tests.serving.conftest import DOUBLE, Maker
 
 CARD = Hardware(name="card", device="cuda", memory_gib=48)
@@ -30,7 +34,7 @@ def test_arguments(make: Maker) -> None:
         "--host", "127.0.0.1", "--port", "8801", "--served-model-name", "digits", "digits-v7",
     ]  # fmt: skip
     assert _value(command, "--load-format") == "safetensors"
-    assert _value(command, "--allowed-media-domains") == "deny.invalid"
+    assert _value(command, "--allowed-media-domains") == "no/host"
     assert json.loads(_value(command, "--limit-mm-per-prompt")) == {"image": 1, "video": 0}
 
 
@@ -102,3 +106,56 @@ def test_a_hanging_engine_meets_its_deadline(make: Maker, tmp_path: Path, no_pro
     launch, late = make(1, "never").launch(DOUBLE), "did not answer within 1 s"
     with engine(launch, tmp_path / "engine.log") as started, pytest.raises(EngineFailed, match=late):
         started.wait_ready(1)
+
+
+def test_whoever_got_the_number_of_a_dead_engine_is_let_be(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        Engine(stranger.pid, "http://127.0.0.1:1", tmp_path / "v1-abc.log", ()).stop(0.1)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_an_engine_is_found_under_the_name_that_its_log_has_now(make: Maker, tmp_path: Path) -> None:
+    with engine(make(1).launch(DOUBLE), tmp_path / "v1.log") as started:
+        started.wait_ready(10)
+        (tmp_path / "v1.log").rename(tmp_path / "v2.log")
+        assert find(tmp_path) == {started.pid: tmp_path / "v2.log"}
+        (tmp_path / "v2.log").rename(tmp_path / "v1.log")
+
+
+def test_an_engine_gets_no_secret_of_ours(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "VLLM_API_KEY", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "do-not-tell")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    prints = replace(make(1).launch(("/bin/sh", "-c", "env")), names=("digits",))
+    prints.start(8801, tmp_path / "env.log").wait()
+    printed = (tmp_path / "env.log").read_text()
+    assert "do-not-tell" not in printed
+    assert "TOKENIZERS_PARALLELISM=false" in printed
+
+
+def test_weights_that_cannot_fit_are_refused_before_anything_moves(make: Maker) -> None:
+    version = make(1)
+    require_room(version)
+    with (version.model / "model.safetensors").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(EngineFailed, match=r"1.00 GiB of weights and 0.25 GiB of KV cache, .* may take 1.00 GiB"):
+        require_room(version)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer [secret]"),
+        ("{'api_key': 'abcdefgh'}", "{'api_key': '[secret]'}"),
+        ("HF_TOKEN=hf_abcdefghijklmnop", "HF_TOKEN=[secret]"),
+        ("--api-key sk-abcdefghijklmnop", "--api-key [secret]"),
+        ("http://user:word@mlflow/x", "http://[secret]@mlflow/x"),
+        ("max_num_batched_tokens=8192, pad_token='<pad>', eos_token_id=151645", None),
+    ],
+)
+def test_what_a_log_says_is_shown_without_its_secrets(said: str, shown: str | None) -> None:
+    assert redacted(said) == (said if shown is None else shown)

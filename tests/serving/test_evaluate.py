@@ -19,10 +19,12 @@ from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid, ExportRe
 from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
 from pipelines.parity import Agreement, GoldenPrompt, Parity
-from pipelines.system.manifest import ManifestMismatch, manifest_digest
+from pipelines.settings import Settings
+from pipelines.system.manifest import ManifestMismatch, manifest_digest, write_manifest
 from serving import evaluate as evaluation
-from serving.evaluate import Bench, subjects
+from serving.evaluate import Bench
 from serving.golden import choose, read_golden
+from serving.subjects import Subject, subjects
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
 
 Evaluate = Callable[..., EvalReport]
@@ -193,6 +195,18 @@ def test_a_changed_model_is_not_measured(evaluate: Evaluate, make: Maker, monkey
         evaluate()
 
 
+def test_the_step_looks_for_a_champion(
+    evaluate: Evaluate, smoke: Config, make: Maker, data: Dataset, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = evaluate()
+    monkeypatch.setattr(Bench, "report", lambda _: report)
+    monkeypatch.delenv("VLMOPS_MLFLOW_URI", raising=False)
+    model, given = _quantized(make.folder / "model-2"), data.model_copy(update={"digest": write_manifest(data.path)})
+    found = evaluation.evaluate(smoke, settings.home, _base(make.folder / "model-1"), given, model)
+    assert found.evaluations == report.evaluations
+    assert "no MLflow server is named" in (found.champion_unmeasured or "")
+
+
 def _tamper(make: Maker) -> str:
     (make.folder / "model-2" / "extra").write_text("x")
     return "prompt"
@@ -214,8 +228,6 @@ def test_finished_subjects_are_not_measured_again(evaluate: Evaluate, tmp_path: 
 
 
 def test_a_changed_candidate_is_measured_again_and_the_base_is_not(evaluate: Evaluate, make: Maker) -> None:
-    from pipelines.system.manifest import write_manifest
-
     first = evaluate()
     (make.folder / "model-2" / "more").write_text("x")
     write_manifest(make.folder / "model-2")
@@ -249,7 +261,7 @@ def test_damaged_answers_are_not_taken_for_whole(evaluate: Evaluate, tmp_path: P
 def _evaluate_and_die(evaluate: Evaluate) -> None:
     finish = Bench._measure
 
-    def measure_and_die(bench: Bench, subject: evaluation.Subject, *rest: object) -> None:
+    def measure_and_die(bench: Bench, subject: Subject, *rest: object) -> None:
         if subject.name == "candidate":
             os.kill(os.getpid(), signal.SIGKILL)
         finish(bench, subject, *rest)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 
+from pipelines.config import Serving
 from pipelines.errors import EngineFailed, MachineUnfit
+from pipelines.keys.store import add_key, revoke_key
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
 from pipelines.system.processes import running, wait_until
 from serving import front
+from serving.caddyfile import BUSY_SECONDS, RETRY_SECONDS
 from serving.client import healthy
 from tests.serving.conftest import DOUBLE, Maker
 
-StartFront = Callable[[float], None]
+StartFront = Callable[..., None]
+
+QUESTION = {"model": "digits", "messages": [{"role": "user", "content": [{"type": "text", "text": "question 1"}]}]}
 
 
 @pytest.fixture
@@ -39,32 +47,47 @@ def _get(machine: Settings, path: str, key: str | None = None, method: str = "GE
 def test_who_gets_in(front_with_engine: Settings) -> None:
     machine = front_with_engine
     assert _get(machine, "/v1/models").status_code == 200
-    for key in ("wrong", "Bearer", credential(machine.state, "front_key")[:-1], "{env.VLMOPS_FRONT_KEY}"):
-        assert _get(machine, "/v1/models", key).status_code == 403, key
-    assert httpx.get(f"{machine.front_url}/v1/models").status_code == 403
+    for key in ("wrong", "Bearer", credential(machine.state, "front_key")[:-1], "{env.HOME}"):
+        answer = _get(machine, "/v1/models", key)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer"), key
+        assert answer.json()["error"]["code"] == 401
+    answer = httpx.get(f"{machine.front_url}/v1/models")
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
 
 
-OTHER_PATHS = (
-    *(
-        "/",
-        "/metrics",
-        "/sleep",
-        "/collective_rpc",
-        "/invocations",
-        "/tokenize",
-        "/pause",
-        "/reload_weights",
-        "/health",
-    ),
-    *("/v1/load_lora_adapter", "/v1/models/x", "/v1/embeddings", "/v1/chat/completions/batch", "//metrics"),
-    *("/v1/chat/completions/../../../metrics", "/v1/chat/completions%2f..%2f..%2f..%2fmetrics"),
-)
+def test_keys_are_added_and_revoked_while_it_runs(front_with_engine: Settings) -> None:
+    key = add_key(front_with_engine, "team-a")
+    assert _get(front_with_engine, "/v1/models", key).status_code == 200
+    revoke_key(front_with_engine, "team-a")
+    assert _get(front_with_engine, "/v1/models", key).status_code == 401
+    assert _get(front_with_engine, "/v1/models").status_code == 200
 
 
-def test_every_other_path_is_refused(front_with_engine: Settings) -> None:
-    for path in OTHER_PATHS:
-        for method in ("GET", "POST"):
-            assert _get(front_with_engine, path, method=method).status_code == 403, path
+def test_a_key_that_asks_too_often_is_told_when_to_come_again(front_with_engine: Settings) -> None:
+    key = add_key(front_with_engine, "team-a", per_minute=6, burst=2)
+    answers = [_get(front_with_engine, "/v1/models", key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert int(answers[2].headers["Retry-After"]) in {9, 10}
+
+
+def test_without_the_keys_service_nobody_gets_in(front_with_engine: Settings) -> None:
+    _keys_service(front_with_engine).kill()
+    answer = _get(front_with_engine, "/v1/models", timeout=20)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(BUSY_SECONDS))
+    assert answer.json()["error"]["message"] == "keys cannot be checked now"
+
+
+def test_a_keys_service_that_hangs_lets_nobody_in(front_with_engine: Settings) -> None:
+    service = _keys_service(front_with_engine)
+    service.suspend()
+    answer = _get(front_with_engine, "/v1/models", timeout=20)
+    service.kill()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(BUSY_SECONDS))
+
+
+def _keys_service(machine: Settings) -> psutil.Process:
+    listening = [c for c in psutil.net_connections() if c.laddr and c.laddr.port == machine.keys_port]
+    return psutil.Process(next(c.pid for c in listening if c.status == psutil.CONN_LISTEN and c.pid))
 
 
 def test_large_bodies_are_refused(front_with_engine: Settings) -> None:
@@ -77,7 +100,7 @@ def test_a_hold_ends_with_503_and_retry_after(front_with_engine: Settings) -> No
     front.wait_noticed(front_with_engine)
     began = time.monotonic()
     answer = _get(front_with_engine, "/v1/models", timeout=10)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(front.RETRY_SECONDS))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(RETRY_SECONDS))
     assert 2.5 < time.monotonic() - began < 5
 
 
@@ -92,10 +115,11 @@ def test_a_held_request_is_answered_after_the_release(front_with_engine: Setting
 
 def test_requests_under_way_are_counted(front_with_engine: Settings) -> None:
     assert front.in_flight(front_with_engine) == 0
-    body = {"model": "digits", "messages": [{"role": "user", "content": [{"type": "text", "text": "question 1"}]}]}
     seen = []
     asking = threading.Thread(
-        target=lambda: [_get(front_with_engine, "/v1/chat/completions", method="POST", json=body) for _ in range(20)]
+        target=lambda: [
+            _get(front_with_engine, "/v1/chat/completions", method="POST", json=QUESTION) for _ in range(20)
+        ]
     )
     asking.start()
     while asking.is_alive():
@@ -105,19 +129,74 @@ def test_requests_under_way_are_counted(front_with_engine: Settings) -> None:
     assert front.in_flight(front_with_engine) == 0
 
 
+def test_a_full_queue_is_told_when_to_come_again(machine: Settings, make: Maker, start_front: StartFront) -> None:
+    start_front(3)
+    front.release(machine)
+    version = make(1, seconds=1.0)
+    version = version.model_copy(
+        update={"serving": version.serving.model_copy(update={"max_num_seqs": 1, "max_waiting": 1})}
+    )
+    with running(version.launch(DOUBLE).command(machine.engine_port), machine.serving / "engine.log"):
+        wait_until(lambda: healthy(machine.engine_url), 10, lambda: AssertionError("no engine"))
+        front.wait_noticed(machine)
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(
+                threads.map(lambda _: _get(machine, "/v1/chat/completions", method="POST", json=QUESTION), range(4))
+            )
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes == [200, 200, 503, 503]
+    busy = next(answer for answer in answers if answer.status_code == 503)
+    assert busy.headers["Retry-After"] == str(BUSY_SECONDS)
+    assert "busy" in busy.json()["error"]["message"]
+
+
+def test_what_is_logged_of_a_request(front_with_engine: Settings) -> None:
+    key = credential(front_with_engine.state, "front_key")
+    headers = {"Cookie": "session=of-a-client"}
+    body = {**QUESTION, "user": "of-a-body"}
+    answer = httpx.post(
+        f"{front_with_engine.front_url}/v1/chat/completions",
+        json=body,
+        headers={"Authorization": f"Bearer {key}", **headers},
+    )
+    assert answer.status_code == 200
+    _get(front_with_engine, "/v1/models?token=of-a-query")
+    log = front_with_engine.serving / "access.log"
+    wait_until(lambda: log.read_text().count("\n") == 2, 5, lambda: AssertionError(log.read_text()), 0.05)
+    assert log.stat().st_mode & 0o777 == 0o600
+    asked, refused = map(json.loads, log.read_text().splitlines())
+    assert (asked["request"]["uri"], asked["status"], asked["key"]) == ("/v1/chat/completions", 200, "default")
+    assert (refused["request"]["uri"], refused["status"]) == ("/v1/models", 404)
+    assert not [secret for secret in (key, "of-a-client", "of-a-body", "of-a-query") if secret in log.read_text()]
+
+
+def test_metrics_are_on_loopback_ports_and_hold_no_key(front_with_engine: Settings) -> None:
+    machine = front_with_engine
+    assert _get(machine, "/v1/models").status_code == 200
+    keys = httpx.get(f"http://127.0.0.1:{machine.keys_port}/metrics").text
+    caddy = httpx.get(f"http://127.0.0.1:{machine.ready_port}/metrics").text
+    assert 'vlmops_front_requests_total{key="default",outcome="admitted"} 1.0' in keys
+    assert "caddy_http_requests_total" in caddy
+    assert credential(machine.state, "front_key") not in keys + caddy
+    ports = {machine.front_port, machine.ready_port, machine.admin_port, machine.keys_port}
+    listening = {c.laddr for c in psutil.net_connections() if c.status == psutil.CONN_LISTEN and c.laddr.port in ports}
+    assert {address.port for address in listening} == ports
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
 def test_the_key_is_in_no_file_and_not_on_the_admin_port(front_with_engine: Settings) -> None:
     key = credential(front_with_engine.state, "front_key")
     holders = [path for path in front_with_engine.serving.rglob("*") if path.is_file() and key in path.read_text()]
     assert holders == []
     shown = httpx.get(f"http://127.0.0.1:{front_with_engine.admin_port}/config/").text
-    assert "VLMOPS_FRONT_KEY" in shown
+    assert "/authorize" in shown
     assert key not in shown
 
 
-def test_a_taken_port_is_named(machine: Settings, start_front: StartFront) -> None:
+def test_a_taken_port_is_named(machine: Settings, serving: Serving, start_front: StartFront) -> None:
     start_front(3)
-    with pytest.raises(MachineUnfit, match=r"port \d+ \((Caddy|ready|admin)\) is taken"):
-        front.prepare(machine, 3)
+    with pytest.raises(MachineUnfit, match=r"port \d+ \(Caddy; VLMOPS_FRONT_PORT\) is taken"):
+        front.prepare(machine, serving)
 
 
 def test_no_caddy_is_not_an_idle_caddy(machine: Settings, make: Maker) -> None:

@@ -16,10 +16,10 @@ import pytest
 from pipelines.errors import PromotionFailed, Unreachable
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
-from serving import front
+from serving.caddyfile import RETRY_SECONDS
 from serving.client import served_names
-from serving.deploy_log import DeployLog
 from serving.promote import Promotion
+from serving.promotion.deploy_log import DeployLog
 from serving.served import Served, read_served, running
 from serving.service import status, stop_service
 from tests.serving.conftest import DOUBLE, Maker
@@ -76,7 +76,9 @@ def test_first_promotion(
 ) -> None:
     deployment = Promotion(machine, registry, make(1), DOUBLE).run()
     assert (deployment.version, deployment.previous, deployment.probe_matched) == (1, None, 6)
-    assert _states(machine) == ["verify", "hold", "drain", "start", "probe", "release", "serving"]
+    assert _states(machine) == [
+        "verify", "choose", "hold", "drain", "start", "probe", "release", "watch", "serving",
+    ]  # fmt: skip
     assert status(machine)["state"] == "serving"
     assert set(served_names(machine.engine_url)) == {"digits", "digits-v1"}
 
@@ -90,10 +92,10 @@ def test_a_second_call_changes_nothing(
     deployment = Promotion(machine, registry, version, DOUBLE).run()
     assert running(machine) == before
     assert deployment.hold_seconds == 0
-    assert "hold" not in _states(machine)[7:]
+    assert "hold" not in _states(machine)[9:]
 
 
-@pytest.mark.parametrize("fault", ["dies", "never", "garbage", "empty", "abort"])
+@pytest.mark.parametrize("fault", ["dies", "oom", "never", "garbage", "empty", "abort"])
 def test_a_version_that_cannot_serve_is_undone(
     fault: str, machine: Settings, registry: RecordingRegistry, make: Maker, promote: Callable[[Served], object]
 ) -> None:
@@ -117,6 +119,12 @@ def test_the_engine_log_is_in_the_error(make: Maker, promote: Callable[[Served],
         promote(make(2, "dies"))
 
 
+def test_a_card_that_is_full_is_named(make: Maker, promote: Callable[[Served], object]) -> None:
+    promote(make(1))
+    with pytest.raises(PromotionFailed, match=r"too little memory free(.|\n)*CUDA out of memory"):
+        promote(make(2, "oom"))
+
+
 def test_an_old_model_under_a_new_name_is_noticed(
     machine: Settings, registry: RecordingRegistry, make: Maker, promote: Callable[[Served], object]
 ) -> None:
@@ -136,7 +144,7 @@ def test_a_tampered_version_is_refused_before_anything_moves(
     with pytest.raises(PromotionFailed, match="nothing was touched"):
         promote(version)
     assert running(machine) == before
-    assert "hold" not in _states(machine)[7:]
+    assert "hold" not in _states(machine)[9:]
     assert (registry.champion, list(registry.failed)) == (1, ["2"])
 
 
@@ -165,7 +173,7 @@ def test_down_when_the_old_version_does_not_come_back(
     with pytest.raises(PromotionFailed, match="NOTHING SERVES"):
         promote(make(2, "dies"))
     answer = _ask(machine)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(front.RETRY_SECONDS))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(RETRY_SECONDS))
     assert answer.elapsed.total_seconds() < 2
     assert _states(machine)[-1] == "down"
     assert status(machine)["state"] == "down"
@@ -191,7 +199,7 @@ def test_requests_that_do_not_end_stop_the_deploy_not_the_service(
     assert _states(machine)[-1] == "abort"
 
 
-STATES = ("verify", "hold", "drain", "stop", "start", "probe", "release", "serving")
+STATES = ("verify", "choose", "hold", "drain", "stop", "start", "probe", "release", "watch", "serving")
 
 
 def _promote_and_die(machine: Settings, registry: RecordingRegistry, target: Served, state: str) -> None:

@@ -19,9 +19,10 @@ from pipelines.errors import BadInput, EvaluationInvalid
 from pipelines.evaluation import EvalReport, Evaluation
 from pipelines.scenarios.pictures import pixel_digest
 from pipelines.system.manifest import manifest_digest
-from serving.evaluate import Bench, Subject
+from serving.evaluate import Bench
 from serving.golden import read_golden
 from serving.scenarios import open_scenarios
+from serving.subjects import Subject
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
 
 LOSSY = (sys.executable, str(Path(__file__).with_name("lossy_engine.py")))

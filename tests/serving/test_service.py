@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines.errors import BAD_INPUT, DONE
 from pipelines.settings import Settings
@@ -37,7 +38,7 @@ def test_ask(
 ) -> None:
     image = tmp_path / "x.png"
     assert ask.main([str(image), "question 1"]) == BAD_INPUT
-    image.write_bytes(b"png")
+    Image.new("RGB", (8, 8)).save(image)
     assert ask.main([str(image), "question 1"]) == BAD_INPUT
     start_front(10)
     Promotion(machine, registry, make(1), DOUBLE).run()

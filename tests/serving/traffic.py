@@ -1,4 +1,5 @@
-"""Clients that never pause: plain and streamed questions through the front, every outcome kept."""
+"""Clients that never pause: plain and streamed questions, with images and without, on connections that are kept and on
+new ones, through the front; every outcome kept."""
 
 from __future__ import annotations
 
@@ -15,22 +16,34 @@ import httpx
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
 
+GREY = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4CAAAAK0lEQVR42u3MMREAAAgEoNfkRjeEmwcB"
+    "qMlNRyAQCAQCgUAgEAgEAsHzYAFAdAEArKmlZAAAAABJRU5ErkJggg=="
+)
+"""64 x 64 pixels."""
+
+IMAGE = {"type": "image_url", "image_url": {"url": GREY}}
+
 PADDING = "x" * 20_000
 """Bodies are as large as small pictures."""
 
 
 class Traffic:
-    """About `rate` questions a second while the block runs, every fourth one streamed."""
+    """About `rate` questions a second while the block runs: every fourth one streamed, every third one with an image,
+    every fifth one on a connection of its own."""
 
-    def __init__(self, settings: Settings, name: str, rate: float = 20) -> None:
+    def __init__(self, settings: Settings, name: str, rate: float = 20, **more: object) -> None:
         self._url = settings.front_url
         self._headers = {"Authorization": f"Bearer {credential(settings.state, 'front_key')}"}
-        self._name = name
+        self._body = {"model": name, "user": PADDING, **more}
         self._pause = 1 / rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self.outcomes: Counter[str] = Counter()
         """How many questions ended with which text, or with what instead of one."""
+        self.answered: list[tuple[float, float, str]] = []
+        """When each began and ended by the monotonic clock, and its outcome."""
+
         self.longest_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -51,25 +64,23 @@ class Traffic:
             headers=self._headers, timeout=60, limits=httpx.Limits(max_connections=None)
         ) as http:
             while not self._stop.is_set():
-                tasks.append(asyncio.create_task(self._one(http, stream=len(tasks) % 4 == 0)))
+                tasks.append(asyncio.create_task(self._one(http, len(tasks))))
                 await asyncio.sleep(self._pause)
             await asyncio.gather(*tasks)
 
-    async def _one(self, http: httpx.AsyncClient, *, stream: bool) -> None:
-        content = [{"type": "text", "text": "question 1"}]
-        body = {
-            "model": self._name,
-            "stream": stream,
-            "user": PADDING,
-            "messages": [{"role": "user", "content": content}],
-        }
+    async def _one(self, http: httpx.AsyncClient, number: int) -> None:
+        stream = number % 4 == 0
+        content = [*([IMAGE] if number % 3 == 0 else []), {"type": "text", "text": "question 1"}]
+        headers = {"Connection": "close"} if number % 5 == 0 else {}
+        body = {**self._body, "stream": stream, "messages": [{"role": "user", "content": content}]}
         began = time.monotonic()
         try:
-            response = await http.post(f"{self._url}/v1/chat/completions", json=body)
+            response = await http.post(f"{self._url}/v1/chat/completions", json=body, headers=headers)
             outcome = _outcome(response, stream=stream)
         except httpx.HTTPError as error:
             outcome = repr(error)
         self.outcomes[outcome] += 1
+        self.answered.append((began, time.monotonic(), outcome))
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
 
 
@@ -78,7 +89,9 @@ def _outcome(response: httpx.Response, *, stream: bool) -> str:
         return f"status {response.status_code}"
     if not stream:
         choice = response.json()["choices"][0]
-        return choice["message"]["content"] if choice["finish_reason"] == "stop" else choice["finish_reason"]
+        return (
+            choice["message"]["content"] if choice["finish_reason"] in {"stop", "length"} else choice["finish_reason"]
+        )
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     if events[-1:] != ["[DONE]"]:
         return "stream cut"

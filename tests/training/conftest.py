@@ -13,7 +13,7 @@ from pipelines.config import Config
 from pipelines.config_file import load_config
 from pipelines.settings import ROOT
 from pipelines.system.manifest import manifest_digest
-from tests.training.parts import Configure, adapted_model, store_adapter, write_source
+from tests.training.parts import Configure, adapted_model, requiring, store_adapter, write_source
 from training.builtin.build import build_base
 from training.builtin.recipe import Recipe
 from training.chat.encoding import Encoder, load_processor
@@ -80,7 +80,8 @@ def data(
     source: Path, moe_base: BaseSnapshot, configure: Configure, tmp_path_factory: pytest.TempPathFactory
 ) -> Dataset:
     """The same, prepared."""
-    return prepare(configure(f"data.source=file://{source}"), tmp_path_factory.mktemp("data"), moe_base)
+    config = configure(f"data.source=file://{source}", requiring("printed", "colours", "shapes"))
+    return prepare(config, tmp_path_factory.mktemp("data"), moe_base)
 
 
 @pytest.fixture

@@ -36,6 +36,11 @@ def write_source(folder: Path, counts: dict[str, int]) -> list[dict[str, object]
     return rows
 
 
+def requiring(*slices: str) -> str:
+    """The override by which the gate judges these slices, as it must those of a test split."""
+    return f"gate.requirements=[{', '.join(f'{{slice: {name}, margin: 0.1}}' for name in slices)}]"
+
+
 def write_rows(folder: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write `data.jsonl`."""
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

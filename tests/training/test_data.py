@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.artifacts import BaseSnapshot, Dataset
-from pipelines.errors import DataRejected
+from pipelines.errors import BadInput, DataRejected
 from pipelines.system.manifest import verify_manifest
 from pipelines.tracking import numbers
-from tests.training.parts import Configure, run_until_killed, write_rows, write_source
+from tests.training.parts import Configure, requiring, run_until_killed, write_rows, write_source
 from training.chat.dataset import EncodedRows
 from training.chat.encoding import Encoder, load_processor
 from training.chat.preflight import Report
 from training.data import prepare
+
+
+ALL = requiring("printed", "colours", "shapes")
 
 
 def _lines(data: Dataset, split: str) -> list[dict[str, Any]]:
@@ -34,7 +37,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 def _prepare(configure: Configure, base: BaseSnapshot, folder: Path, *overrides: str) -> Dataset:
     source = folder / "source"
-    return prepare(configure(f"data.source=file://{source}", *overrides), folder, base)
+    return prepare(configure(f"data.source=file://{source}", requiring("printed"), *overrides), folder, base)
 
 
 def test_every_row_is_in_one_split_and_its_images_are_beside_it(data: Dataset) -> None:
@@ -68,10 +71,10 @@ def test_the_report_is_written_and_its_key_figures_are_handed_on(data: Dataset) 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     data: Dataset, source: Path, moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
 ) -> None:
-    again = prepare(configure(f"data.source=file://{source}"), tmp_path, moe_base)
+    again = prepare(configure(f"data.source=file://{source}", ALL), tmp_path, moe_base)
     assert (again.digest, again.test_digest) == (data.digest, data.test_digest)
     verify_manifest(again.path, data.digest)
-    other = prepare(configure(f"data.source=file://{source}", "data.seed=1"), tmp_path, moe_base)
+    other = prepare(configure(f"data.source=file://{source}", ALL, "data.seed=1"), tmp_path, moe_base)
     assert other.test_digest != data.test_digest
 
 
@@ -198,6 +201,17 @@ def test_a_test_row_with_more_images_than_are_served_is_refused_before_training(
     assert sum(_prepare(configure, moe_base, tmp_path, "serving.images_per_request=2").rows.values()) == 20
 
 
+def test_test_slices_that_the_gate_would_object_to_are_refused_before_training(
+    rows: list[dict[str, Any]], moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "source", [*rows, {**rows[0], "id": "x", "slice": "extra", "split": "train"}])
+    _prepare(configure, moe_base, tmp_path)  # a slice that is only trained on needs none
+    with pytest.raises(BadInput, match=r"no requirement for printed: add one for each, such as \{slice: printed, mar"):
+        _prepare(configure, moe_base, tmp_path, requiring("other"))
+    with pytest.raises(BadInput, match=r"no test row of extra: add some \(data\.test_share\), or take the requirement"):
+        _prepare(configure, moe_base, tmp_path, requiring("printed", "extra"))
+
+
 def test_an_empty_split_is_refused(
     rows: list[dict[str, Any]], moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
 ) -> None:
@@ -217,7 +231,7 @@ def test_an_unknown_source_is_refused(
 def test_a_killed_step_leaves_nothing_that_looks_whole_and_starts_over(
     data: Dataset, source: Path, moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
 ) -> None:
-    config = configure(f"data.source=file://{source}")
+    config = configure(f"data.source=file://{source}", ALL)
     run_until_killed("training.data.write_manifest", 1, "prepare", config, tmp_path, moe_base)
     assert not (tmp_path / "data").exists()
     assert prepare(config, tmp_path, moe_base).digest == data.digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.answers import write_answers
+from pipelines.comparison import published
 from pipelines.comparison.chart import draw_comparison
 from pipelines.comparison.found import Comparison, Row
 from pipelines.comparison.planned import Planned
@@ -92,6 +94,71 @@ def test_the_document_has_every_figure_and_says_what_is_missing(found: Compariso
     assert "no attempt at the gate" in text
 
 
+def with_a_lost_point(found: Comparison) -> Comparison:
+    """The same, had the second scheme lost requests with eight in flight."""
+    bf16, int8, *others = found.rows
+    assert int8.measured is not None
+    alone, many = int8.measured.load.points
+    lost = tuple(
+        run.model_copy(update={"objections": ("299 of 300 requests completed, 1 failed",)}) for run in many.runs
+    )
+    load = int8.measured.load.model_copy(update={"points": (alone, many.model_copy(update={"runs": lost}))})
+    return Comparison(
+        found.run,
+        found.config,
+        (bf16, replace(int8, measured=int8.measured.model_copy(update={"load": load})), *others),
+    )
+
+
+def test_a_point_that_lost_requests_has_no_figures_and_everything_else_has(found: Comparison, tmp_path: Path) -> None:
+    lost = with_a_lost_point(found)
+    text = markdown_of(lost)
+    assert "| ms an image, one at a time | 210 ± 127 | 105 ± 64 | - |" in text
+    assert "| ms an image, 8 at once | 26.2 ± 15.9 | - | - |" in text
+    assert "| requests/min, 8 at once | 2,291 ± 1,386 | - | - |" in text
+    assert "| right answers | 90.0% (82.6% to 94.5%) | 87.0% (79.0% to 92.2%) | - |" in text
+    reason = "concurrency-8: 299 of 300 requests completed, 1 failed"
+    assert f"- int8_w8a8: no figures at {reason}\n" in text
+    _, int8, _ = csv.DictReader(io.StringIO(csv_of(lost)))
+    assert (int8["missing"], int8["concurrency-8.e2e_p50_ms"]) == (reason, "")
+    assert float(int8["concurrency-1.e2e_p50_ms"]) == pytest.approx(105)
+    draw_comparison(lost, tmp_path / "comparison.png")
+
+
+def test_a_comparison_with_a_lost_point_is_not_complete(found: Comparison) -> None:
+    whole = Comparison(found.run, found.config, found.rows[:2])
+    assert whole.complete
+    assert not with_a_lost_point(whole).complete
+
+
+def with_slices(found: Comparison, *names: str) -> Comparison:
+    """The same scores under other names."""
+    rows = []
+    for row in found.measured:
+        assert row.measured is not None
+        scores = dict.fromkeys(names, row.measured.scores["s0"])
+        rows.append(replace(row, measured=row.measured.model_copy(update={"scores": scores})))
+    return Comparison(found.run, found.config, tuple(rows))
+
+
+def test_a_slice_of_any_name_stays_in_its_cell(found: Comparison) -> None:
+    named = with_slices(found, "a|b", "size [cm] :ok:", "x[/y]")
+    [line] = [line for line in markdown_of(named).splitlines() if "a\\|b" in line]
+    assert line.replace("\\|", "").count("|") == 4
+    shown = io.StringIO()
+    show_tables(named, Console(file=shown, width=160))
+    for name in ("a|b", "size [cm] :ok:", "x[/y]"):
+        assert name in shown.getvalue()
+
+
+def test_brackets_in_a_reason_are_shown(found: Comparison) -> None:
+    reason = "the engine ended with 1 [core.py:55] [/dev/shm]"
+    broken = Row("fp16", planned(), None, reason, None, expected=False)
+    shown = io.StringIO()
+    show_tables(Comparison(found.run, found.config, (*found.rows, broken)), Console(file=shown, width=160))
+    assert f"fp16: not measured: {reason}" in shown.getvalue()
+
+
 def test_the_spreadsheet_has_numbers(found: Comparison) -> None:
     bf16, int8, gptq = csv.DictReader(io.StringIO(csv_of(found)))
     assert float(int8["difference"]) == pytest.approx(-0.03)
@@ -135,6 +202,35 @@ def test_mlflow_gets_figures_and_files_of_the_run(
     )  # fmt: skip
     assert logged.data.metrics["compare.int8_w8a8.concurrency-1.e2e_p50_ms"] == pytest.approx(105)
     assert [file.path for file in mlflow.list_artifacts(logged.info.run_id, "compare")] == ["compare/comparison.md"]
+
+
+def test_mlflow_gets_figures_of_slices_with_any_name_and_more_than_it_takes_at_once(
+    found: Comparison, tracked: Settings, smoke: Config
+) -> None:
+    named = with_slices(found, "größe (cm)", "价格", *(f"slice-{number}" for number in range(1100)))
+    run = Run.create(tracked.runs / "named", smoke)
+    publish_comparison(run, named, [], tracked)
+    mlflow = client(tracked)
+    [logged] = mlflow.search_runs(
+        [mlflow.get_experiment_by_name("vlmops").experiment_id], f"tags.`vlmops.run` = '{run.root}'"
+    )  # fmt: skip
+    names = {f"compare.bf16.right.{name}" for name in ("größe _cm_", "价格", "slice-0", "slice-1099")}
+    assert names <= logged.data.metrics.keys()
+
+
+def test_a_server_that_goes_away_under_way_costs_a_warning(
+    found: Comparison,
+    tracked: Settings,
+    smoke: Config,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(published, "client", lambda _: MlflowClient("http://127.0.0.1:9"))
+    publish_comparison(Run.create(tracked.runs / "cut", smoke), found, [], tracked)
+    assert "the comparison is not in MLflow" in caplog.text
 
 
 def test_a_server_that_is_away_costs_a_warning(

@@ -81,7 +81,7 @@ def launch(settings: Settings) -> Running:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("stack")
     python = fake_python.install(folder)
-    ports = {f"{name}_port": free_port() for name in ("front", "engine", "ready", "admin")}
+    ports = {f"{name}_port": free_port() for name in ("front", "engine", "ready", "admin", "keys")}
     home = folder / "home"
     fake_python.plan(home, real=["register", "target"])
     return Settings(home=home, ml_python=python, core_python=python, registry_poll_seconds=1, **ports)

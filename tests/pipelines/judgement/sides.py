@@ -48,7 +48,7 @@ def report(*evaluations: Evaluation, **changes: object) -> EvalReport:
     """A report of one engine."""
     facts: dict[str, object] = {
         "engine": "vLLM 1", "test_digest": "t" * 64, "prompt_digest": "p" * 64, "golden": Path("/g"),
-        "concurrency": 16, "evaluations": evaluations,
+        "concurrency": 16, "hardware": "card", "flags": "f" * 64, "evaluations": evaluations,
     }  # fmt: skip
     return EvalReport.model_validate(facts | changes)
 

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipelines.artifacts import Finding, GateDecision
 from pipelines.cli import main
 from pipelines.errors import BAD_INPUT, DONE, REJECTED, BadInput
+from pipelines.judgement.alone import decision_table
 from pipelines.reports import read_report, report_folder
 from pipelines.run import Run
-from pipelines.settings import Settings
+from pipelines.settings import ROOT, Settings
 from pipelines.steps import EVALUATE
 from tests.pipelines.finished_run import evaluated_run
 
@@ -56,6 +59,27 @@ def test_a_report_away_from_its_run_is_judged_by_the_default_config(
     moved = run.folder(EVALUATE).rename(tmp_path / "evaluate")
     assert main(["gate", str(moved)]) == DONE
     assert main(["gate", str(tmp_path)]) == DONE
+    assert f"rules: gate of {ROOT / 'configs' / 'smoke.yaml'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("place", "named"), [(".", "."), ("evaluate", "."), ("evaluate", "output.json")])
+def test_a_report_that_is_named_from_inside_its_run_is_judged_by_that_runs_rules(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, named: str
+) -> None:
+    config = run.root / "config.json"
+    config.write_text(config.read_text().replace('"minimum": 0.85', '"minimum": 0.96'))
+    monkeypatch.chdir(run.root / place)
+    assert main(["gate", named]) == REJECTED
+    assert f"rules: gate of {config.resolve()}" in capsys.readouterr().out
+
+
+def test_brackets_in_names_and_reasons_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding(name="size[cm] :ok:", outcome="fail", reason="slice a[/b] lost [bold]all[/bold]")
+    found = GateDecision(outcome="fail", reference="base", findings=(finding,))
+    Console(width=200).print(decision_table("run [1] against base", found))
+    shown = capsys.readouterr().out
+    for text in ("run [1] against base", finding.name, finding.reason):
+        assert text in shown
 
 
 def test_the_config_of_a_run_of_another_version_is_read_for_its_gate_alone(

@@ -50,17 +50,26 @@ def test_memory_has_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"engine": "vLLM 2"}, {"concurrency": 1}, {"concurrency": None}, {"test_digest": "x" * 64}]
+    "changed",
+    [
+        {"engine": "vLLM 2"},
+        {"concurrency": 1},
+        {"concurrency": None},
+        {"test_digest": "x" * 64},
+        {"hardware": "another card"},
+        {"flags": "g" * 64},
+    ],
 )
 def test_what_was_measured_otherwise_gives_way_to_the_base(changed: dict[str, object]) -> None:
     assert not measured_alike(candidate().report, champion(**changed).report)
     outcome, reason = found(candidate(latency_p99_ms=100), champion(**changed))["latency"]
     assert outcome == "fail"  # twice the base, as fast as the champion
-    assert "2.00 times the 50 of the base, as champion v1 was measured by another engine or load" in reason
+    assert "2.00 times the 50 of the base, as champion v1 was measured by another engine or load, or on" in reason
 
 
-def test_reports_that_do_not_say_how_they_were_measured_are_not_alike() -> None:
-    assert not measured_alike(report(concurrency=None), report(concurrency=None))
+@pytest.mark.parametrize("untold", ["concurrency", "hardware", "flags"])
+def test_reports_that_do_not_say_how_they_were_measured_are_not_alike(untold: str) -> None:
+    assert not measured_alike(report(**{untold: None}), report(**{untold: None}))
     assert measured_alike(report(concurrency=8), report(concurrency=8))
 
 
@@ -75,3 +84,10 @@ def test_without_anything_measured_alike_it_is_an_objection() -> None:
 def test_a_reference_that_took_no_time_is_an_objection(nonsense: float) -> None:
     reference = side(answers("1"), "champion v1", evaluation(latency_p99_ms=nonsense))
     assert found(candidate(), reference)["latency"][0] == "fail"
+
+
+@pytest.mark.parametrize("nonsense", [0, -1, math.nan])
+def test_a_candidate_that_was_not_measured_is_an_objection(nonsense: float) -> None:
+    said = found(candidate(latency_p99_ms=nonsense, peak_gib=nonsense), champion())
+    assert {outcome for outcome, _ in said.values()} == {"fail"}
+    assert f"{nonsense:g} GiB at the peak was measured of the candidate; evaluate it again" in said["memory"][1]

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import GateDecision
+from pipelines.judgement.side import read_side
+from pipelines.page.sides import columns
 from pipelines.settings import Settings
 from pipelines.steps import EVALUATE, EXPORT, FINETUNE, PREPARE
+from tests.pipelines.finished_run import evaluation
 from tests.pipelines.page.judged_run import Judged, answer_otherwise, decision, judged
 
 PICTURES = {"difference.png", "quality.png", "loss.png", "memory.png", "latency.png"}
@@ -27,8 +30,6 @@ def again(found: Judged) -> Judged:
     """The same run, judged on the answers as they are now."""
     reference = found.reference
     if reference is not None:
-        from pipelines.judgement.side import read_side
-
         reference = read_side(reference.report, reference.evaluation.subject, reference.name)
     return Judged(found.run, found.report, reference, decision(found.run, found.report, reference))
 
@@ -122,6 +123,18 @@ def test_a_champion_that_answered_other_questions_is_in_no_table(settings: Setti
     assert "merged bf16 champion v1 candidate" not in text
 
 
+@pytest.mark.parametrize(("reference", "paints"), [("base", ""), ("champion", "champion ")])
+def test_a_champion_that_was_asked_beside_the_candidate_is_a_column(
+    settings: Settings, reference: str, paints: str
+) -> None:
+    run = judged(settings).run
+    report = run.read(EVALUATE)
+    asked = (*report.evaluations, evaluation(run.folder(EVALUATE), "champion", 30))
+    report = report.model_copy(update={"evaluations": asked})
+    found = columns(report, read_side(report, reference, "it"))
+    assert " ".join(column.paint for column in found) == f"base merged {paints}candidate"
+
+
 def test_it_needs_no_merged_model(settings: Settings) -> None:
     found = judged(settings)
     kept = tuple(each for each in found.report.evaluations if each.subject != "merged")
@@ -141,6 +154,28 @@ def test_steps_and_images_that_are_gone_leave_the_rest(settings: Settings) -> No
     assert "image is gone" in text
     (found.run.folder(PREPARE) / "data" / "test.jsonl").unlink()
     assert "digits · digits-30" in text_of(found.page())
+
+
+def test_a_damaged_picture_and_a_cut_history_leave_the_rest(settings: Settings) -> None:
+    found = judged(settings)
+    picture = found.run.folder(PREPARE) / "data" / "images" / "one.png"
+    picture.write_bytes(picture.read_bytes()[:40])
+    history = found.run.folder(FINETUNE) / "history.jsonl"
+    history.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+    text = (page := found.page()).read_text()
+    assert "image is gone or damaged" in text
+    assert "Loss over 10 steps" in text
+    assert (page.parent / "loss.png").is_file()
+
+
+def test_a_page_that_fails_leaves_none_of_an_earlier_decision(settings: Settings) -> None:
+    found = judged(settings)
+    page = found.page()
+    (page.parent / "loss.png").unlink()
+    (page.parent / "loss.png").mkdir()
+    with pytest.raises(OSError, match=r"loss\.png"):
+        found.page()
+    assert not page.exists()
 
 
 def test_an_inconclusive_decision_says_what_would_decide(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from pipelines.page.thumbnails import SIDE, thumbnail
 from pipelines.page.training import read_loss, smoothed
 from pipelines.page.wording import breakable, listed, mark, percent, points, short, size
 from pipelines.scenarios.check import open_pack
+from pipelines.scenarios.opened import read_pack_items
 from pipelines.settings import ROOT
 from tests.pipelines.judgement.sides import side
 from tests.pipelines.page.judged_run import row
@@ -119,6 +121,42 @@ def test_an_image_that_is_gone_is_no_failure(tmp_path: Path) -> None:
     assert thumbnail(tmp_path / "none.png").url is None
 
 
+def cut(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.jpg", "image.webp", "image.bmp", "image.tif"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+def test_a_damaged_image_is_no_failure(tmp_path: Path, name: str, share: float) -> None:
+    Image.effect_noise((300, 200), 90).convert("RGB").save(tmp_path / name)
+    cut(tmp_path / name, share)
+    assert thumbnail(tmp_path / name).url is None
+
+
+def test_an_image_too_large_to_be_decoded_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert thumbnail(tmp_path / "large.png").url is None
+
+
+def test_a_damaged_row_costs_its_own_question_alone(tmp_path: Path) -> None:
+    lines = [json.dumps(row("a-1", "a")), '{"id": "a-2", "mess', "\udcff", json.dumps(row("a-3", "a"))]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), errors="surrogateescape")
+    assert asked_rows(tmp_path, {"a-1", "a-2", "a-3"}).keys() == {"a-1", "a-3"}
+
+
+def test_no_image_of_a_pack_is_decoded_to_show_its_questions(tmp_path: Path) -> None:
+    folder = tmp_path / "catalog"
+    shutil.copytree(ROOT / "configs" / "scenarios" / "catalog", folder)
+    pack = read_pack_items(folder)
+    for path in pack.contents:
+        (folder / path).write_bytes(b"no image")
+    pack = read_pack_items(folder)
+    name = f"catalog/{pack.items[0].id}"
+    assert asked_packs([str(folder)], [pack.scenario], {name}).keys() == {name}
+
+
 def test_several_turns_say_who_speaks(tmp_path: Path) -> None:
     first = row("a-1", "a", "What is it?")
     more = {"role": "user", "content": [{"type": "text", "text": "Sure?"}]}
@@ -173,6 +211,8 @@ def test_a_history_is_read_as_two_curves(tmp_path: Path) -> None:
     assert loss is not None
     assert (loss.steps, loss.evaluations) == (((1, 2.0),), ((1, 1.5),))
     assert read_loss(tmp_path / "none.jsonl") is None
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "lo')
+    assert read_loss(tmp_path / "history.jsonl") is None
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipelines.gate import gate
-from pipelines.page.place import page_of
+from pipelines.page.place import FILE, page_of
 from pipelines.registry import register
 from pipelines.run import Run
 from pipelines.settings import Settings
@@ -43,6 +43,13 @@ def registered(settings: Settings) -> tuple[Run, str]:
     version = register(run.config, run.folder(REGISTER), run.read(EXPORT), run.read(EVALUATE), decision)
     assert version.report is not None
     return run, version.report
+
+
+def test_a_decision_stands_where_its_page_fails(tracked: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    run = evaluated_run(tracked, "unseen", f"m-{uuid.uuid4().hex[:8]}")
+    (run.folder(GATE) / FILE).mkdir(parents=True)
+    assert gate(run.config, run.folder(GATE), run.read(EVALUATE)).outcome == "pass"
+    assert "the decision stands" in caplog.text
 
 
 def test_a_version_says_where_its_report_is(tracked: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The real client against an engine that loses a request, and against one that never answers."""
+"""The real client against an engine that loses a request, once or always, and against one that never answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 
 from pipelines.config_load import Load
 from pipelines.errors import EngineFailed
+from serving.client import metrics
 from serving.engine import engine
 from serving.load.bench import Target
 from serving.load.points import measure_load
 from serving.load.prompts import Prompt
-from serving.load.watch import counters
 from tests.serving.conftest import DOUBLE, Maker
 
 Start = Callable[..., Target]
@@ -51,11 +51,42 @@ def prompts(tmp_path: Path) -> list[Prompt]:
     return [Prompt((tmp_path / "picture.png",), "Which colour is this?")]
 
 
-def test_a_lost_request_makes_the_run_invalid(start: Start, prompts: list[Prompt], tmp_path: Path) -> None:
-    report = measure_load(start("drop"), prompts, LOAD, tmp_path / "load")
+def test_a_run_that_lost_a_request_is_repeated(
+    start: Start, prompts: list[Prompt], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = start("drop", answers={prompts[0].text: "a b c"})
+    load = LOAD.model_copy(update={"output_tokens": tokens(target, "abc")})
+    report = measure_load(target, prompts, load, tmp_path / "load")
+    assert "run 1 at concurrency-2 is invalid and repeated: 5 of 6 requests completed, 1 failed" in caplog.text
+    assert report.objections == ()
     assert report.peak_gib is None
-    assert "5 of 6 requests completed, 1 failed" in report.objections[0]
     assert [path.name for path in (tmp_path / "load").glob("concurrency*")] == ["concurrency-2-run-1.json"]
+
+
+def test_a_run_that_is_invalid_again_stays_so(
+    start: Start, prompts: list[Prompt], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = start(answers={prompts[0].text: "a b c"})
+    load = LOAD.model_copy(update={"output_tokens": tokens(target, "abc") + 1})
+    report = measure_load(target, prompts, load, tmp_path / "load")
+    assert caplog.text.count("is invalid and repeated") == 1
+    assert "concurrency-2: answers have" in report.objections[0]
+
+
+def tokens(target: Target, text: str) -> int:
+    """Of an answer, as the client counts them."""
+    from transformers import AutoTokenizer
+
+    return len(AutoTokenizer.from_pretrained(target.tokenizer)(text, add_special_tokens=False).input_ids)
+
+
+def test_a_request_that_is_lost_while_warming_up_costs_nothing(
+    start: Start, prompts: list[Prompt], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = start("error", answers={prompts[0].text: "a b c"})
+    load = LOAD.model_copy(update={"warmup": 6, "output_tokens": tokens(target, "abc")})
+    assert measure_load(target, prompts, load, tmp_path / "load").objections == ()
+    assert caplog.text.count("warming up: ") == 1
 
 
 def test_a_client_that_does_not_run_is_a_failure_with_its_last_words(
@@ -79,6 +110,6 @@ def test_ctrl_c_ends_the_client_too(start: Start, prompts: list[Prompt], tmp_pat
 
 
 def _interrupt_once_busy(url: str) -> None:
-    while counters(url).kv_usage == 0:
+    while metrics(url).kv_usage == 0:
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import BadInput
-from serving.load.prompts import Prompt, Supply, prompts_of
+from serving.load import prompts as prompts_module
+from serving.load.prompts import AT_A_TIME, Prompt, Supply, prompts_of
 from serving.questions import Question
 
 
@@ -39,6 +41,26 @@ def test_no_two_requests_show_the_same_pixels(name: str, pictures: dict[str, Pat
     requests = [*supply.take(40), *supply.take(10)]
     seen = [picture.convert("RGB").tobytes() for content in requests for picture in shown(content)]
     assert len(seen) == len(set(seen)) == 100
+
+
+def test_only_a_few_requests_are_in_memory_at_a_time(
+    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    make = prompts_module._content
+
+    def counted(wanted: tuple[Prompt, list[int]]) -> list[dict[str, Any]]:
+        made.append(wanted)
+        return make(wanted)
+
+    monkeypatch.setattr(prompts_module, "_content", counted)
+    taken = ahead = 0
+    for _ in Supply([Prompt((pictures["dot.png"],), "What is it?")]).take(10 * AT_A_TIME):
+        taken += 1
+        time.sleep(0.002)  # whoever takes them is slower than those who make them
+        ahead = max(ahead, len(made) - taken)
+    assert taken == len(made) == 10 * AT_A_TIME
+    assert 0 < ahead < AT_A_TIME
 
 
 def test_pictures_keep_size_and_format_and_nearly_all_of_their_pixels(pictures: dict[str, Path]) -> None:

@@ -9,15 +9,21 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from pipelines.errors import EngineFailed, Unreachable
-from serving.load.watch import Watch, counters
+from serving.client import metrics as read
+from serving.load.watch import Watch
 
 Serve = Callable[[str], str]
 
 
-def metrics(*, usage: float = 0.0, preempted: int = 0, aborted: int = 0, started: float = 1.5) -> str:
+def metrics(
+    *, usage: float = 0.0, preempted: int = 0, aborted: int = 0, started: float = 1.5, running: tuple[int, int] = (0, 0)
+) -> str:
     """As vLLM writes them."""
     return (
         f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {started}\n"
+        f'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{engine="0"}} {running[0]}\n'
+        f'vllm:num_requests_running{{engine="1"}} {running[1]}\n'
+        f"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting 0\n"
         f'# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{{engine="0"}} {usage}\n'
         f'vllm:kv_cache_usage_perc{{engine="1"}} {usage / 2}\n'
         f'# TYPE vllm:num_preemptions_total counter\nvllm:num_preemptions_total{{engine="0"}} {preempted}\n'
@@ -74,13 +80,26 @@ def test_another_process_at_the_same_address_is_noticed(serve: Serve) -> None:
     assert watch.end().restarted
 
 
-@pytest.mark.parametrize("missing", ["kv_cache_usage_perc", "num_preemptions", '="abort"', "process_start"])
+@pytest.mark.parametrize(
+    "missing", ["num_requests_waiting", "kv_cache_usage_perc", "num_preemptions", '="abort"', "process_start"]
+)
 def test_a_figure_that_is_missing_is_not_zero(missing: str, serve: Serve) -> None:
     lines = [line for line in metrics().splitlines() if missing not in line]
     with pytest.raises(EngineFailed, match="has no"):
-        counters(serve("\n".join(lines) + "\n"))
+        read(serve("\n".join(lines) + "\n"))
+
+
+@pytest.mark.parametrize("text", ["<html>busy</html>", "", 'vllm:kv_cache_usage_perc{engine="0'])
+def test_what_tells_no_metrics_is_no_engine(text: str, serve: Serve) -> None:
+    with pytest.raises(EngineFailed, match="is this the vLLM that we test with"):
+        read(serve(text))
+
+
+def test_several_engines_behind_one_address_are_summed_up(serve: Serve) -> None:
+    found = read(serve(metrics(usage=0.5, running=(2, 3))))
+    assert (found.running, found.waiting, found.in_flight, found.kv_usage) == (5, 0, 5, 0.5)
 
 
 def test_an_engine_that_is_gone_is_unreachable() -> None:
     with pytest.raises(Unreachable):
-        counters("http://127.0.0.1:9")
+        read("http://127.0.0.1:9")

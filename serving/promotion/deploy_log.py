@@ -14,18 +14,23 @@ from pipelines.system.durable import append_line
 
 State = Literal[
     "verify",
+    "choose",
     "hold",
     "drain",
     "stop",
     "start",
+    "reload",
     "probe",
     "release",
+    "watch",
     "serving",
     "abort",
     "undo",
     "restored",
     "down",
     "stopped",
+    "crashed",
+    "recovered",
 ]
 
 Note = Callable[[State, str], None]
@@ -64,7 +69,7 @@ class DeployLog:
             time=datetime.now(UTC), version=version, state=state, detail=detail, hold_seconds=round(hold_seconds, 3)
         )
         append_line(self.path, transition.model_dump_json())
-        level = logging.ERROR if state == "down" else logging.INFO
+        level = logging.ERROR if state in {"down", "crashed"} else logging.INFO
         log.log(level, "%s%s %s", "" if version is None else f"v{version} ", state, detail)
 
     def read(self) -> list[Transition]:

@@ -1,0 +1,1 @@
+"""What a promotion is made of, its strategies apart: lock, log, hold, checks before, watch after."""
