@@ -42,7 +42,7 @@ class Serving(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """The model name that clients send."""
 
-    strategy: Literal["auto", "restart", "reload"] = "auto"
+    strategy: Literal["auto", "restart", "reload"] = "restart"
     """How a new version takes over while requests wait. `restart`: the old engine ends, another starts. `reload`: the
     running engine reads other weights, on a card and between versions that differ in nothing else; a promotion that
     could not do so is refused. `auto`: reload where that can be, else restart.

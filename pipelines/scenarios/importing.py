@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -12,6 +12,7 @@ from pipelines.errors import BadInput
 from pipelines.scenarios.check import Findings
 from pipelines.scenarios.pack import Pack
 from pipelines.scenarios.pack_file import read_pack
+from pipelines.scenarios.problem import Problem, bad_input
 from pipelines.scenarios.writing import Row, write_pack
 
 COLUMNS = ("image", "label", "id", "slice", "prompt")
@@ -41,16 +42,16 @@ def import_table(template: Path, table: Path, images: Path, out: Path) -> Findin
 def _read(table: Path, pack: Pack) -> list[Row]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             _require_columns(table, reader.fieldnames or (), pack)
-            rows = list(_rows(reader, pack))
+            rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise BadInput(f"{table} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{table} is no CSV in UTF-8: {error}") from None
-    if problems := [replace(row, file=table.name) for row in rows if isinstance(row, Problem)]:
+    if problems := list(_uneven(table, rows)):
         raise bad_input(table, problems)
-    return [row for row in rows if isinstance(row, Row)]
+    return [_row(number, line, row, pack) for number, (line, row) in enumerate(rows, 1)]
 
 
 def _require_columns(table: Path, columns: Sequence[str], pack: Pack) -> None:
@@ -63,14 +64,22 @@ def _require_columns(table: Path, columns: Sequence[str], pack: Pack) -> None:
         raise BadInput(f"{table}: column {', '.join(unknown)} says nothing to us; there may be {', '.join(COLUMNS)}")
 
 
-def _rows(reader: csv.DictReader[str], pack: Pack) -> Iterator[Row]:
-    only = next(iter(pack.slices))
-    for number, row in enumerate(reader, 1):
-        cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
-        item: dict[str, JsonValue] = {
-            "id": cells["id"] or f"item-{number:05d}",
-            "slice": cells["slice"] or only,
-            "expected": cells["label"],
-            **({"prompt": cells["prompt"]} if cells["prompt"] else {}),
-        }
-        yield Row(reader.line_num, tuple(map(str.strip, cells["image"].split("|"))), item)
+def _uneven(table: Path, rows: Iterable[tuple[int, Mapping[str | None, object]]]) -> Iterator[Problem]:
+    """Rows whose cells stand under other columns than was meant."""
+    for line, row in rows:
+        if None in row:  # where `csv` puts what no column is for
+            reason = "has more cells than the header; put a label that holds a comma in double quotes"
+            yield Problem(table.name, line, reason)
+        elif missing := [str(column) for column, cell in row.items() if cell is None]:
+            yield Problem(table.name, line, f"has no cell for {', '.join(missing)}; leave a cell empty by its comma")
+
+
+def _row(number: int, line: int, row: Mapping[str, str], pack: Pack) -> Row:
+    cells = {column: row.get(column, "").strip() for column in COLUMNS}
+    item: dict[str, JsonValue] = {
+        "id": cells["id"] or f"item-{number:05d}",
+        "slice": cells["slice"] or next(iter(pack.slices)),
+        "expected": cells["label"],
+        **({"prompt": cells["prompt"]} if cells["prompt"] else {}),
+    }
+    return Row(line, tuple(map(str.strip, cells["image"].split("|"))), item)

@@ -80,7 +80,8 @@ def _golden(question: str, answer: str) -> str:
 def serving(smoke: Config) -> Serving:
     """Deadlines that a double can keep."""
     seconds = {"start": 10.0, "reload": 2.0, "drain": 3.0, "hold": 20.0, "watch": 0.5}
-    return smoke.serving.model_copy(update={f"{name}_seconds": value for name, value in seconds.items()})
+    deadlines = {f"{name}_seconds": value for name, value in seconds.items()}
+    return smoke.serving.model_copy(update={"strategy": "auto", **deadlines})
 
 
 @pytest.fixture

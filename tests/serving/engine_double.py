@@ -5,7 +5,7 @@ What it does is in `double.json` of the model's folder, or in the metadata of it
     answers     text by question; others are answered `unknown`
     fault       never (does not listen), dies (at start), oom (likewise), garbage, empty, abort, slow, and by the number
                 of the request: drop (closes the connection), error (500), counted (an abort that only the metrics
-                show), exits
+                show), exits, and the names of BROKEN (200 and a body that is no answer)
     at          that number; 5 unless told
     seconds     an answer takes; 0.02 unless told
     start       seconds before it listens
@@ -32,6 +32,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 FAULTY_REQUEST = 5
+BROKEN = {
+    "cut": b'{"choices": [{"message": {"content": "ans',
+    "html": b"<html>One moment, please</html>",
+    "list": b"[]",
+    "choiceless": b'{"object": "chat.completion", "choices": []}',
+    "mute": b'{"choices": [{"finish_reason": "stop"}]}',
+    "unfinished": b'{"choices": [{"message": {"content": "answer of v2"}, "finish_reason": null}]}',
+}
 
 
 @dataclass
@@ -148,6 +156,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         time.sleep(self.state.seconds)
         fault = self.state.fault
+        if number == self.state.at and fault in BROKEN:
+            self._send(200, BROKEN[fault], "application/json")
+            return
         if number == self.state.at and fault in {"drop", "error", "counted", "exits"}:
             if fault == "exits":
                 os._exit(1)

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from pipelines.answers import read_answers
 from pipelines.artifacts import BaseSnapshot, Dataset
-from pipelines.config import Config
+from pipelines.config import Config, Hardware
 from pipelines.errors import BadInput, EngineFailed, EvaluationInvalid, ExportRejected
 from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
@@ -22,8 +23,10 @@ from pipelines.parity import Agreement, GoldenPrompt, Parity
 from pipelines.settings import Settings
 from pipelines.system.manifest import ManifestMismatch, manifest_digest, write_manifest
 from serving import evaluate as evaluation
+from serving import memory
 from serving.evaluate import Bench
 from serving.golden import choose, read_golden
+from serving.questions import Message, Question
 from serving.subjects import Subject, subjects
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
 
@@ -58,6 +61,7 @@ def evaluate(smoke: Config, make: Maker, data: Dataset, tmp_path: Path) -> Evalu
         base: Path = make.folder / "model-1",
         exported: Path | None = None,
         parity: Parity | None = None,
+        hardware: Hardware | None = None,
         **behaviour: object,
     ) -> EvalReport:
         candidate = make.folder / "model-2"
@@ -65,7 +69,8 @@ def evaluate(smoke: Config, make: Maker, data: Dataset, tmp_path: Path) -> Evalu
             make(1)
             make(2, fault, **behaviour)
         settings = smoke.evaluate.model_copy(update={"golden_items": 4, "concurrency": 3})
-        config = smoke.model_copy(update={"serving": make.serving, "evaluate": settings})
+        more = {"hardware": hardware} if hardware else {}
+        config = smoke.model_copy(update={"serving": make.serving, "evaluate": settings, **more})
         model = _quantized(candidate, exported).model_copy(update={"parity": parity})
         wanted = subjects(_base(base), model)
         return Bench(config, tmp_path / folder, tmp_path / "cache", data, wanted, DOUBLE).report()
@@ -115,7 +120,8 @@ def test_report(evaluate: Evaluate, no_process_left: None) -> None:
     assert candidate.scores["s1"].low < 1 == candidate.scores["s1"].high
     assert list(read_answers(candidate.answers)) == [f"q{number}" for number in range(6)]
     assert len({answer.cluster for answer in read_answers(candidate.answers).values()} - {None}) == 1  # one picture
-    assert report.concurrency == 3
+    assert (report.concurrency, report.hardware) == (3, "cpu")
+    assert report.data_digest == report.test_digest == "t"
     assert candidate.peak_gib > 0
     assert 0 < candidate.latency_p50_ms <= candidate.latency_p99_ms
 
@@ -159,6 +165,12 @@ def test_golden_answers_are_self_contained(evaluate: Evaluate) -> None:
         ("drop", "1 of 6 questions have no answer"),
         ("error", "answered 500"),
         ("abort", "ended otherwise than by stop or length"),
+        ("cut", r"what is no answer \(Invalid JSON: EOF"),
+        ("html", r"what is no answer \(Invalid JSON.*One moment"),
+        ("list", "what is no answer"),
+        ("choiceless", r"what is no answer \(choices: Tuple should have at least 1 item"),
+        ("mute", r"what is no answer \(choices\.0\.message: Field required"),
+        ("unfinished", r"what is no answer \(choices\.0\.finish_reason: Input should be a valid string"),
         ("counted", "the engine counted 1 aborted"),
         ("exits", "could not be read"),
     ],
@@ -179,9 +191,32 @@ def test_a_restarted_engine_makes_it_invalid(evaluate: Evaluate, monkeypatch: py
     from serving.client import Metrics
 
     starts = iter(range(100))
-    monkeypatch.setattr(measure, "metrics", lambda _: Metrics(running=0, waiting=0, lost=0, started=next(starts)))
+    monkeypatch.setattr(measure, "metrics", lambda _: Metrics(0, 0, 0, kv_usage=0, preemptions=0, started=next(starts)))
     with pytest.raises(EvaluationInvalid, match="was restarted"):
         evaluate()
+
+
+def test_to_encode_images_is_no_part_of_any_answers_time(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Question.encoded
+
+    def encode_slowly(question: Question) -> list[Message]:
+        time.sleep(0.5)
+        return encode(question)
+
+    monkeypatch.setattr(Question, "encoded", encode_slowly)
+    assert max(evaluation.latency_p99_ms for evaluation in evaluate().evaluations) < 400
+
+
+def test_on_a_card_its_memory_is_watched_and_on_a_cpu_that_of_the_processes(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "card_bytes", lambda: 7 * 2**30)
+    on_cpu = evaluate()
+    on_card = evaluate(hardware=Hardware(name="a card", device="cuda", memory_gib=8))
+    assert [done.peak_gib for done in on_card.evaluations] == [7, 7]  # the base of the CPU is not taken for it
+    assert all(done.peak_gib < 7 for done in on_cpu.evaluations)
+    assert (on_card.hardware, on_cpu.hardware) == ("a card", "cpu")
+    assert on_card.flags != on_cpu.flags == evaluate(folder="other").flags
 
 
 def test_an_engine_that_does_not_start(evaluate: Evaluate, no_process_left: None) -> None:

@@ -22,7 +22,6 @@ from training.chat.encoding import Encoder, load_processor
 from training.chat.preflight import Report
 from training.data import prepare
 
-
 ALL = requiring("printed", "colours", "shapes")
 
 
@@ -204,7 +203,7 @@ def test_a_test_row_with_more_images_than_are_served_is_refused_before_training(
 def test_test_slices_that_the_gate_would_object_to_are_refused_before_training(
     rows: list[dict[str, Any]], moe_base: BaseSnapshot, configure: Configure, tmp_path: Path
 ) -> None:
-    write_rows(tmp_path / "source", [*rows, {**rows[0], "id": "x", "slice": "extra", "split": "train"}])
+    write_rows(tmp_path / "source", [{**rows[0], "slice": "extra", "split": "train"}, *rows[1:]])
     _prepare(configure, moe_base, tmp_path)  # a slice that is only trained on needs none
     with pytest.raises(BadInput, match=r"no requirement for printed: add one for each, such as \{slice: printed, mar"):
         _prepare(configure, moe_base, tmp_path, requiring("other"))

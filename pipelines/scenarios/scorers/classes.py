@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Literal, Self
 
@@ -81,9 +82,9 @@ class Classes(Scorer):
         words = plain(text)
         if self.match == "whole":
             return {self._phrases[words]} if words in self._phrases else set()
-        left, named = f" {words} ", set()
+        left, named = words, set()
         for phrase, label in self._phrases.items():
-            if f" {phrase} " in left:
-                left = left.replace(f" {phrase} ", " | ")  # its words count for no shorter phrase
+            left, count = re.subn(rf"(?<!\S){re.escape(phrase)}(?!\S)", "\n", left)  # no phrase goes on beyond a line
+            if count:
                 named.add(label)
         return named

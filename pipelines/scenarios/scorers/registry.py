@@ -20,5 +20,5 @@ AnyScorer = Annotated[
     Field(discriminator="name"),
 ]
 
-REVISION = "1"
+REVISION = "2"
 """Raised when a scorer judges otherwise than before: answers that it scored do not compare with those of before."""
