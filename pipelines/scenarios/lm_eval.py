@@ -7,9 +7,12 @@ examples are not shown, nothing is fetched; a task that needs one of these is re
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +24,16 @@ from pydantic import Field, JsonValue, ValidationError
 from pipelines.errors import BadInput
 from pipelines.scenarios.check import Findings
 from pipelines.scenarios.located import line_of
-from pipelines.scenarios.problem import Problem
+from pipelines.scenarios.problem import Problem, bad_input
 from pipelines.scenarios.writing import Row, write_pack
 from pipelines.section import Section
+from pipelines.strict_yaml import load_yaml
 
 SPECIAL = re.compile(r"<\|.*\|>|</s>")
 """Texts in `until` that stand for the end of a turn: the engine stops there anyway."""
+
+NAME = re.compile(r"[\w.-]+")
+"""One word without a mark of a template names a field: as a question or an answer it would be the same in each row."""
 
 PLACEHOLDER = "<image>"
 """Where the text says that an image is; all are shown before the text."""
@@ -54,7 +61,9 @@ class Metric(Section):
 class Generation(Section):
     """`generation_kwargs`: greedy, as every measurement."""
 
-    until: tuple[str, ...] = ()
+    until: tuple[str, ...] | None = None
+    """None: the task's `fewshot_delimiter`, as lm-eval takes it."""
+
     max_gen_toks: int = Field(256, ge=1)
     do_sample: Literal[False] = False
     temperature: float = Field(0.0, ge=0, le=0)
@@ -86,9 +95,17 @@ class Task(Section):
     tag: JsonValue = None
     metadata: JsonValue = None
     target_delimiter: str = " "
-    """Between a question and an answer that is shown as an example: none is. The same holds of the next."""
+    """Between a question and an answer that is shown as an example: none is."""
 
     fewshot_delimiter: str = "\n\n"
+    """Between examples; it ends an answer, unless `until` says what does."""
+
+    @property
+    def stop(self) -> list[str]:
+        """What ends an answer."""
+        until = self.generation_kwargs.until
+        texts = (self.fewshot_delimiter,) if until is None else until
+        return [text for text in texts if text and not SPECIAL.fullmatch(text)]
 
 
 def convert_task(file: Path, margin: float, out: Path) -> Findings:
@@ -114,25 +131,27 @@ def convert_task(file: Path, margin: float, out: Path) -> Findings:
                 "scorer": task.metric_list[0].scorer,
                 "gate": {"margin": margin},
                 "max_new_tokens": task.generation_kwargs.max_gen_toks,
-                "stop": [text for text in task.generation_kwargs.until if not SPECIAL.fullmatch(text)],
+                "stop": task.stop,
             }
         },
     }
-    return write_pack(pack, list(_rows(task, data)), data, data.parent, out)
+    return write_pack(pack, _rows(task, data), data, data.parent, out)
 
 
 def _read_task(file: Path) -> Task:
     try:
         text = file.read_text(encoding="utf-8")
-        return Task.model_validate(yaml.safe_load(text))
+        return Task.model_validate(load_yaml(text))
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not UTF-8: {error}") from None
     except yaml.MarkedYAMLError as error:  # of a tag such as !function, too
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInput(f"{file.name}:{line}: {error.problem}; a task's code is not run") from None
     except ValidationError as error:
         problems = [_problem(file, text, told["loc"], told["msg"]) for told in error.errors(include_url=False)]
-        raise BadInput("\n  ".join([f"{file}: {len(problems)} problem(s)", *map(str, sorted(problems))])) from None
+        raise bad_input(file, sorted(problems)) from None
 
 
 def _problem(file: Path, text: str, location: tuple[str | int, ...], message: str) -> Problem:
@@ -148,18 +167,62 @@ def _data_file(task: Task) -> str:
     return files[task.test_split]
 
 
-def _rows(task: Task, data: Path) -> Iterator[Row]:
-    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    for line, document in _documents(data):
+def _rows(task: Task, data: Path) -> list[Row]:
+    documents = list(_documents(data))
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_said)
+    reader = _Reader(environment, frozenset(field for _, document in documents for field in document))
+    rows, problems = [], []
+    for line, document in documents:
         try:
-            prompt = str(_field(environment, task.doc_to_text, document)).replace(PLACEHOLDER, "").strip()
-            target = _field(environment, task.doc_to_target, document)
-            images = _images(environment, task.doc_to_image, document)
-        except (TemplateError, TypeError, ArithmeticError) as error:
-            raise BadInput(f"{data.name}:{line}: {error}; correct the task's template or the row") from None
-        item: dict[str, JsonValue] = {"id": f"doc-{line:05d}", "slice": "items", "prompt": prompt}
-        item["expected"] = [str(each) for each in target] if isinstance(target, list) else str(target)
-        yield Row(line, images, item | ({"system": task.description} if task.description.strip() else {}))
+            rows.append(_row(task, reader, line, document))
+        except FAULTS as error:
+            problems.append(Problem(data.name, line, f"{error}; correct the task's template or the row"))
+    if problems:
+        raise bad_input(data, problems)
+    return rows
+
+
+FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template raises on a row that it does not fit."""
+
+
+def _row(task: Task, reader: _Reader, line: int, document: Mapping[str, Any]) -> Row:
+    prompt = _text("doc_to_text", reader.value(task.doc_to_text, document)).replace(PLACEHOLDER, "").strip()
+    item: dict[str, JsonValue] = {"id": f"doc-{line:05d}", "slice": "items", "prompt": prompt}
+    target = reader.value(task.doc_to_target, document)
+    if task.doc_to_target not in reader.fields:
+        target = _listed(target)
+    if target == []:
+        raise ValueError("doc_to_target: is [], so that no answer is right")
+    of_target = partial(_text, "doc_to_target")
+    item["expected"] = [of_target(each) for each in target] if isinstance(target, list) else of_target(target)
+    system = {"system": task.description} if task.description.strip() else {}
+    return Row(line, _images(reader, task.doc_to_image, document), item | system)
+
+
+def _text(field: str, value: object) -> str:
+    """What is one text, or a number that stands for one."""
+    if value is None or isinstance(value, list | dict):
+        raise ValueError(f"{field}: {json.dumps(value)[:80]} is no text")
+    return str(value)
+
+
+def _listed(rendered: str) -> str | list[Any]:
+    """A template's text, or the list that it is, as lm-eval reads a target that begins and ends with brackets."""
+    if not (rendered.startswith("[") and rendered.endswith("]")):
+        return rendered
+    try:
+        value: list[Any] = ast.literal_eval(rendered)
+    except (SyntaxError, ValueError):
+        return rendered
+    return value
+
+
+def _said(value: object) -> object:
+    """A value of the row within a template."""
+    if value is None:
+        raise ValueError("null stands where a template wants a value")
+    return value
 
 
 def _documents(data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -172,22 +235,32 @@ def _documents(data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             documents = [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     except OSError as error:
         raise BadInput(f"{data} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise BadInput(f"{data} is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{data} is no JSON that can be read: {error}") from None
     for line, document in documents:
         if not isinstance(document, dict):
             raise BadInput(f"{data.name}:{line}: a row is an object, this is {type(document).__name__}")
         yield line, document
 
 
-def _field(environment: SandboxedEnvironment, told: str, document: Mapping[str, Any]) -> Any:
-    """A field of the row by its name, or else a template of the row."""
-    return document[told] if told in document else environment.from_string(told).render(document)
+@dataclass(frozen=True)
+class _Reader:
+    """Reads rows as a task tells."""
+
+    environment: SandboxedEnvironment
+    fields: frozenset[str]
+    """Of any row: lm-eval takes these names for fields in every row."""
+
+    def value(self, told: str, document: Mapping[str, Any]) -> Any:
+        """A field of the row by its name, or else a template of the row."""
+        if told in document:
+            return document[told]
+        if told in self.fields or NAME.fullmatch(told):
+            raise LookupError(f"no field {told}; there are {', '.join(document) or 'none'}")
+        return self.environment.from_string(told).render(document)
 
 
-def _images(
-    environment: SandboxedEnvironment, told: str | Sequence[str], document: Mapping[str, Any]
-) -> tuple[str, ...]:
-    found = [_field(environment, each, document) for each in ([told] if isinstance(told, str) else told)]
+def _images(reader: _Reader, told: str | Sequence[str], document: Mapping[str, Any]) -> tuple[str, ...]:
+    found = [reader.value(each, document) for each in ([told] if isinstance(told, str) else told)]
     flat = [inner for each in found for inner in (each if isinstance(each, list) else [each])]
     return tuple(str(path) for path in flat if path is not None)

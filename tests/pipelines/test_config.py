@@ -186,3 +186,10 @@ def test_several_devices_need_rows_for_each_and_do_not_retry(
     config = write(tmp_path, hardware=profile, **{f"train__{key}": value for key, value in train.items()})
     with pytest.raises(ConfigError, match=why):
         load_config(config)
+
+
+def test_a_section_that_is_said_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text((ROOT / "configs" / "smoke.yaml").read_text() + "\ngate: {}\n")
+    with pytest.raises(ConfigError, match="'gate' is said twice"):
+        load_config(path)

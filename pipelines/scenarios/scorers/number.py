@@ -15,7 +15,7 @@ from pipelines.scenarios.scorers.scorer import Scored, Scorer
 PLAIN_NUMBER = r"(?:\d{{1,3}}(?:{between}\d{{3}})+|\d+)(?:{point}\d+)?(?:e[+-]?\d{{1,3}})?"
 NEVER = r"(?!)"
 
-SIGN = r"(?:[+\-±]+|(?:minus|negative)\b)"
+SIGN = r"(?:[+\-±]{1,3}|(?:minus|negative)\b-?)"
 HYPHENS = re.compile(r"[\u2010-\u2015](?=\S)|\N{MINUS SIGN}")
 """What is written for a minus, where it is not a dash between words: hyphens and dashes with something after them."""
 
@@ -95,10 +95,10 @@ class Number(Scorer):
 def _sign(found: re.Match[str]) -> Literal[1, -1] | None:
     """Of a number; None where it is unclear."""
     outer, inner = found["outer"] or "", found["inner"] or ""
-    match outer or inner.rstrip():
+    match (outer or inner).rstrip():
         case "" | "+":
             sign: Literal[1, -1] = 1
-        case "-" | "minus" | "negative":
+        case "-" | "minus" | "minus-" | "negative" | "negative-":
             sign = -1
         case _:
             return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ from PIL import ExifTags, Image
 from pipelines.cli import main
 from pipelines.errors import BadInput
 from pipelines.scenarios.check import examine, open_pack
+from pipelines.scenarios.opened import read_pack_items
+from pipelines.scenarios.pictures import read_pictures
 from pipelines.scenarios.planning import wanted_items
 from pipelines.statistics import planned_items
 from tests.pipelines.scenarios.packs import ITEMS, PACK, write_pack
@@ -63,6 +67,12 @@ def test_a_whole_pack(tmp_path: Path) -> None:
             "- metric: colour/seen",
             "is marked with; there are colour/",
         ),
+        (
+            changed("limits", 0, to={"metric": "colour/abstained", "minimum": 0.9, "maximum": 0.1}),
+            "- metric: colour/abstained",
+            "no share is at least 0.9 and at most 0.1",
+        ),
+        (changed("slices", "price", "scorer", "absolute", to=float("inf")), "      absolute: .inf", "finite number"),
         (changed("slices", "size", to=PACK["slices"]["price"]), "  size:", "slice size has no item"),
     ],
 )
@@ -74,7 +84,17 @@ def test_what_is_wrong_in_pack_yaml(pack: dict[str, Any], line: str, why: str, t
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("name: [", "not YAML"), ("- 1", "pack.yaml: Input should be a valid"), ("", "")]
+    ("text", "why"),
+    [
+        ("name: [", "not YAML"),
+        ("- 1", "pack.yaml: Input should be a valid"),
+        ("", ""),
+        ("name: shop\nname: other\n", "pack.yaml:2: not YAML that can be taken: 'name' is said twice"),
+        ("when: 2026-99-99\n", "'2026-99-99' is no timestamp"),
+        ("[" * 3000, "nested too deeply"),
+        ("yes: 1\n", "the key 'yes' is of kind bool, not text"),
+        ("a: &a [*a]\n", "a holds itself"),
+    ],
 )
 def test_what_is_no_pack_yaml(text: str, why: str, tmp_path: Path) -> None:
     folder = write_pack(tmp_path / "shop")
@@ -128,6 +148,20 @@ def test_an_expected_text_that_its_own_scorer_does_not_find_right_is_a_problem(t
     assert found == [
         "items.jsonl:3: c: expected '12.5' cannot be scored by json: not an object with a field that says something"
     ]
+
+
+@pytest.mark.parametrize("scorer", ["exact", "text", "anls", "set"])
+@pytest.mark.parametrize(("expected", "why"), [("", "without a word"), (None, "says null"), (["a", None], "says null")])
+def test_an_expected_text_without_a_word_is_a_problem(scorer: str, expected: object, why: str, tmp_path: Path) -> None:
+    pack = changed("slices", "price", "scorer", to={"name": scorer})
+    found = problems(write_pack(tmp_path / "shop", pack=pack, items=[*ITEMS[:2], ITEMS[2] | {"expected": expected}]))
+    assert [problem.startswith("items.jsonl:3: c: expected") and why in problem for problem in found] == [True]
+
+
+def test_an_answer_is_not_right_without_a_word_because_one_of_several_is_empty(tmp_path: Path) -> None:
+    pack = changed("slices", "price", "scorer", to={"name": "text"})
+    items = [*ITEMS[:2], ITEMS[2] | {"expected": ["a", ""]}]
+    assert "without a word right" in problems(write_pack(tmp_path / "shop", pack=pack, items=items))[0]
 
 
 def test_every_problem_at_once(tmp_path: Path) -> None:
@@ -188,6 +222,30 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert "is a link" in problems(folder)[0]
     items = [ITEMS[0] | {"images": ["elsewhere/shop/images/red.png"]}, *ITEMS[1:]]
     assert "is a link, or lies behind one" in problems(write_pack(folder, items=items))[0]
+
+
+def test_items_are_read_without_a_picture_being_decoded(tmp_path: Path) -> None:
+    folder = write_pack(tmp_path / "shop")
+    read = read_pack_items(folder)
+    assert (read.digest, read.items) == (_digest(folder), open_pack(folder).items)
+    (folder / "images" / "red.png").write_bytes(b"no image")
+    assert read_pack_items(folder).digest != read.digest
+    (folder / "images" / "red.png").unlink()
+    with pytest.raises(BadInput, match=r"items.jsonl:1: image 'images/red.png' is not there"):
+        read_pack_items(folder)
+
+
+def test_pictures_are_read_by_several_threads_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pack(tmp_path / "shop")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    together, read = threading.Barrier(2, timeout=30), Image.open
+
+    def opened(*told: Any, **options: Any) -> Image.Image:
+        together.wait()  # breaks where one thread reads one after the other
+        return read(*told, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
+    assert list(read_pictures(folder, ["images/red.png", "images/blue.png"])) == ["images/red.png", "images/blue.png"]
 
 
 def _digest(folder: Path) -> str:

@@ -105,12 +105,52 @@ def test_metrics_are_scorers(metric: dict[str, Any], scorer: str, tmp_path: Path
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "test.jsonl:1: .*unsafe"),
         ({"doc_to_image": ["kind"]}, "test.jsonl:1: image 'a number' is not there"),
         ({"doc_to_target": ...}, "doc_to_target: Field required"),
+        ({"doc_to_text": "query"}, "test.jsonl:1: no field query; there are image, question"),
+        ({"doc_to_target": "answer"}, "test.jsonl:1: no field answer"),
+        ({"doc_to_text": "{{ 'abc'.index(kind) }}"}, "test.jsonl:1: substring not found"),
+        ({"doc_to_text": "answers"}, r"test.jsonl:2: doc_to_text: \[.* is no text"),
     ],
 )
 def test_what_would_ask_something_else_is_refused(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=why):
         convert_task(write(tmp_path / "task", **changes), 0.05, tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "answers", "why"),
+    [
+        ("answers", None, "null is no text"),
+        ("answers", [], r"is \[\]"),
+        ("answers", ["x", None], "null is no text"),
+        ("{{ answers }}", None, "null stands where"),
+        ("{{ answers }}", [], r"is \[\]"),
+    ],
+)
+def test_a_row_without_an_answer_is_refused(told: str, answers: object, why: str, tmp_path: Path) -> None:
+    task = write(tmp_path / "task", [ROWS[0], ROWS[1] | {"answers": answers}], doc_to_target=told)
+    with pytest.raises(BadInput, match=f"test.jsonl:2: .*{why}"):
+        convert_task(task, 0.05, tmp_path / "pack")
+
+
+@pytest.mark.parametrize("name", ["answers", "right answers"])
+def test_a_field_that_a_row_lacks_is_told_of_every_such_row(name: str, tmp_path: Path) -> None:
+    lacking = {key: value for key, value in ROWS[0].items() if key != "answers"}
+    task = write(tmp_path / "task", [lacking | {name: "3.49"}, lacking, lacking], doc_to_target=name)
+    with pytest.raises(BadInput, match=rf"2 problem\(s\)\n  test.jsonl:2: no field {name}(.|\n)*test.jsonl:3: "):
+        convert_task(task, 0.05, tmp_path / "pack")
+
+
+def test_a_list_in_a_template_is_a_list_of_right_answers(tmp_path: Path) -> None:
+    convert_task(write(tmp_path, [ROWS[1]], doc_to_target="{{ answers }}"), 0.05, tmp_path / "pack")
+    assert open_pack(tmp_path / "pack").items[0].expected == ["left", "the left one"]
+
+
+@pytest.mark.parametrize(("told", "stop"), [({}, ("##",)), ({"until": []}, ()), ({"until": ["."]}, (".",))])
+def test_an_answer_ends_where_lm_eval_ends_it(told: dict[str, Any], stop: tuple[str, ...], tmp_path: Path) -> None:
+    task = write(tmp_path, generation_kwargs=told, fewshot_delimiter="##")
+    convert_task(task, 0.05, tmp_path / "pack")
+    assert open_pack(tmp_path / "pack").pack.slices["items"].stop == stop
 
 
 def test_code_is_not_run(tmp_path: Path) -> None:

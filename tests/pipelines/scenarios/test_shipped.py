@@ -122,5 +122,21 @@ def test_a_name_that_cannot_be_asked_is_refused_before_anything_starts(name: str
 def test_a_broken_pack_is_refused_before_anything_starts(tmp_path: Path) -> None:
     write_pack(tmp_path / "shop")
     (tmp_path / "shop" / "pack.yaml").write_text("name: shop\n")
-    with pytest.raises(ConfigError, match=r"evaluate.scenarios: pack.yaml:1: description: Field required"):
+    with pytest.raises(ConfigError, match=r"evaluate.scenarios: (.|\n)*pack.yaml:1: description: Field required"):
         _config(tmp_path / "shop")
+
+
+def test_a_broken_item_is_refused_before_anything_starts_and_no_image_is_opened(tmp_path: Path) -> None:
+    folder = write_pack(tmp_path / "shop")
+    for image in (folder / "images").iterdir():
+        image.write_bytes(b"opened by the evaluation")
+    assert _config(folder) == (str(folder),)
+    with (folder / "items.jsonl").open("a") as items:
+        items.write("{}\n")
+    with pytest.raises(ConfigError, match=r"evaluate.scenarios: (.|\n)*items.jsonl:4: id: Field required"):
+        _config(folder)
+
+
+def test_two_packs_of_one_name_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two packs are called shop; rename one"):
+        _config(write_pack(tmp_path / "one"), write_pack(tmp_path / "two"))

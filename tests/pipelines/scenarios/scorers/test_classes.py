@@ -91,6 +91,7 @@ def test_an_answer_that_is_not_recognised_names_no_class(answer: str) -> None:
         ("I see no abnormality.", "normal"),  # the longest phrase counts, and its words for no other
         ("There is an abnormality", "abnormal"),
         ("This is NORMAL", "normal"),
+        ("No abnormality. No abnormality.", "normal"),  # neighbours share the space between them
         ("abnormalities", None),  # words, not parts of them
         ("normal, or abnormal?", None),
         ("unsure, maybe normal", None),

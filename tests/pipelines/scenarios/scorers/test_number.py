@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipelines.scenarios.scorers.number import Number
 
@@ -64,6 +68,54 @@ def test_within_a_sentence_there_must_be_one_number(answer: str, number: bool) -
     within = Number(name="number", match="within", units={"cm": 1, "mm": 0.1})
     scored = within.score(answer, "12.5")
     assert (scored.score, scored.marks) == (float(number), {"number": number})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "-$5",
+        "$-5",
+        "The change is -$5.",
+        "minus 5",
+        "Minus $5",
+        "minus-5",
+        "negative 5",
+        "\u20135",
+        "\u22125",
+        "is:-5",
+        "-5 $",
+    ],
+)
+def test_a_sign_is_not_lost(answer: str) -> None:
+    within = Number(name="number", match="within", units={"$": 1})
+    assert [within.score(answer, expected).score for expected in ("5", "-5")] == [0, 1]
+
+
+@pytest.mark.parametrize("answer", ["- 5", "- $5", "--5", "\u00b15", "minus -5", "-$-5", "5\u20137"])
+def test_a_sign_that_is_unclear_makes_no_number(answer: str) -> None:
+    within = Number(name="number", match="within", units={"$": 1})
+    assert [within.score(answer, expected).marks for expected in ("5", "-5")] == [{"number": False}] * 2
+
+
+@pytest.mark.parametrize("answer", ["The answer \u2014 5.", "The answer\u20145", "GPT-5", "+5", "terminus 5"])
+def test_a_dash_between_words_is_no_sign(answer: str) -> None:
+    assert Number(name="number", match="within").score(answer, "5").score == 1
+
+
+def test_an_answer_of_dashes_takes_no_time() -> None:
+    started = time.process_time()
+    Number(name="number", match="within", units={"$": 1}).score("-" * 4_000, "5")
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"absolute": math.inf}, {"absolute": math.nan}, {"units": {"cm": 0}}, {"units": {"cm": math.inf}},
+     {"units": {"": 2}}, {"units": {"EUR": 1, "eur": 2}}],
+)  # fmt: skip
+def test_options_with_which_a_number_means_nothing_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Number(name="number", **options)
 
 
 def test_what_is_expected_must_be_a_number() -> None:
