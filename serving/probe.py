@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import EngineFailed, VlmopsError
+from pipelines.evaluation import COMPLETE
 from serving.client import Client, Reply, served_names
 from serving.golden import Golden, encoded, read_golden
-from serving.measure import COMPLETE
 
 REPEATED = 3
 """Times that one character makes up a whole answer before it counts as ruined."""
