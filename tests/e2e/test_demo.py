@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from pipelines.answers import read_answers
 from pipelines.embedded.mlflow_server import mlflow_server
 from pipelines.evaluation import EvalReport
 from pipelines.registry import Registry
@@ -93,12 +93,8 @@ def discordant(report: EvalReport, old: str, new: str, slice_name: str | None) -
     def answers(subject: str) -> dict[str, bool]:
         evaluation = report.subject(subject)
         assert evaluation is not None
-        rows = [json.loads(line) for line in evaluation.answers.read_text().splitlines()]
-        return {
-            row["item"]: row["text"].strip() == row["expected"].strip()
-            for row in rows
-            if slice_name in (None, row["slice"])
-        }
+        told = read_answers(evaluation.answers).items()
+        return {item: answer.correct for item, answer in told if slice_name in (None, answer.slice)}
 
     before, now = answers(old), answers(new)
     wins = sum(now[item] and not before[item] for item in now)
