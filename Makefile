@@ -8,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test check install quantize-env lock clean
+.PHONY: demo test test-core test-ml check install quantize-env lock clean
 
 ML ?= cpu
 KEEP ?=
@@ -23,9 +23,16 @@ unexport PYTHONDONTWRITEBYTECODE # every process of ours starts faster from cach
 demo: install
 	@.venv/bin/vlmops demo $(if $(KEEP),--keep)
 
+# Side by side: the core's tests compute, those of the ml environment mostly wait. Their lines mix, each whole.
+WHOLE_LINES := sed -u ''
 test: install
-	.venv/bin/pytest -m "not gpu" tests/pipelines tests/dags tests/e2e
-	.venv-ml/bin/pytest -m "not gpu" tests/training tests/serving
+	@$(MAKE) --no-print-directory -j2 -k test-core test-ml
+
+test-core: install
+	.venv/bin/pytest -m "not gpu" tests/pipelines tests/dags tests/e2e tests/stack 2>&1 | $(WHOLE_LINES)
+
+test-ml: install
+	.venv-ml/bin/pytest -m "not gpu" tests/training tests/serving 2>&1 | $(WHOLE_LINES)
 
 check: install
 	.venv/bin/ruff check

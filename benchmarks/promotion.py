@@ -1,10 +1,18 @@
 """How long requests wait for a promotion, by strategy: real engine, real Caddy, questions in flight the whole time.
 
-usage: python benchmarks/promotion.py CONFIG FIRST SECOND [--strategies restart reload] [--times 4] [--out FOLDER]
+usage: python benchmarks/promotion.py CONFIG FIRST SECOND [--base BASE] [--strategies restart reload] [--times 4]
+                                      [--out FOLDER]
 
 FIRST and SECOND are exports of one shape with other weights, such as two of `benchmarks/true_shape.py` exported by
 `vlmops export`; their golden answers are recorded from an engine of each before anything is measured. Weights may be
 random: what is measured is time, and that no request is lost.
+
+With `--base` they are adapters, as `vlmops export --adapter-only` or `benchmarks/random_adapters.py` writes them, and
+the strategies are restart and adapter:
+
+    python -m benchmarks.true_release /dev/shm/int8
+    python -m benchmarks.random_adapters /dev/shm/int8 /dev/shm/first /dev/shm/second --rank 16
+    python -m benchmarks.promotion CONFIG /dev/shm/first /dev/shm/second --base /dev/shm/int8
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from pipelines.settings import Settings
 from pipelines.system.manifest import manifest_digest
 from pipelines.system.processes import free_port, running, wait_until
 from serving import front
+from serving.adapter import read_adapter
 from serving.engine import engine
 from serving.promote import Promotion
 from serving.served import Served
@@ -41,7 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="whose sections hardware, images and serving hold")
     parser.add_argument("models", type=Path, nargs=2)
-    parser.add_argument("--strategies", nargs="+", default=["restart", "reload"], choices=("restart", "reload"))
+    parser.add_argument("--base", type=Path, help="of both, where they are adapters")
+    parser.add_argument("--strategies", nargs="+", choices=("restart", "reload", "adapter"))
     parser.add_argument("--times", type=int, default=4, help="promotions of each, there and back")
     parser.add_argument("--rate", type=float, default=4, help="questions a second")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "promotion", help="logs and state")
@@ -50,7 +60,10 @@ def main() -> None:
         os.environ[f"VLMOPS_{name}_PORT"] = str(free_port())
     os.environ["VLMOPS_HOME"] = str(options.out)
     settings, config = Settings(), load_config(options.config)
-    first, second = (_version(number, model, config, options.out) for number, model in enumerate(options.models, 1))
+    strategies = options.strategies or ["restart", "adapter" if options.base else "reload"]
+    first, second = (
+        _version(number, model, options.base, config, options.out) for number, model in enumerate(options.models, 1)
+    )
     for version in (first, second):
         with engine(version.launch(), options.out / f"golden-{version.version}.log") as measured:
             measured.wait_ready(version.serving.start_seconds)
@@ -61,18 +74,21 @@ def main() -> None:
     with ExitStack() as stack:
         _start_front(settings, config, stack)
         stack.callback(stop_service, settings)
-        for strategy in options.strategies:
-            stop_service(settings)  # whether an engine may read other weights is decided when it starts
+        for strategy in strategies:
+            stop_service(settings)  # whether an engine may take other weights is decided when it starts
             versions = _by(strategy, first), _by(strategy, second)
             table.add_row(strategy, *_measure(settings, versions, options.times, options.rate))
     Console().print(table)
 
 
-def _version(number: int, model: Path, config: Config, out: Path) -> Served:
+def _version(number: int, folder: Path, base: Path | None, config: Config, out: Path) -> Served:
+    """A whole model in the folder, or an adapter on the base."""
+    model = folder if base is None else base
     return Served(
         version=number,
         digest=manifest_digest(model),
         model=model.resolve(),
+        adapter=None if base is None else read_adapter(folder.resolve(), manifest_digest(folder)),
         golden=out / f"golden-{number}" / "golden.jsonl",
         serving=config.serving.model_copy(update={"watch_seconds": 2.0}),
         images=config.images,
@@ -101,7 +117,7 @@ def _measure(settings: Settings, versions: tuple[Served, Served], times: int, ra
     lost = sum(n for got, n in traffic.outcomes.items() if got in LOST or got.startswith("status") or "Error" in got)
     figures = (statistics.median(holds), max(holds), traffic.longest_seconds)
     done = f"{len(runs)} {'/'.join(sorted({run.strategy for run in runs}))}"
-    return (done, *(f"{figure:.1f}" for figure in figures), str(traffic.outcomes.total()), str(lost))
+    return (done, *(f"{figure:.2f}" for figure in figures), str(traffic.outcomes.total()), str(lost))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 usage: python benchmarks/serve_schemes.py MERGED_BF16 EXPORTED... [--questions 60] [--adapter DIR --adapter-base BASE]
 
-The models are exports of one fine-tuned built-in base; the questions are drawn pictures. With an adapter, as
+The models are exports of one fine-tuned built-in base; the questions are drawn pictures. The merged model is served in
+float16 too. With an adapter, as
 `vlmops export --adapter-only` writes it, its base is served in bf16 with the adapter beside it.
 """
 
@@ -30,7 +31,7 @@ MEMORY_SHARE, KV_BYTES = 0.1, 2**30
 card that others start on at the same time cannot be measured."""
 
 
-def serve(model: Path, questions: int, adapter: Path | None) -> dict[str, Any]:
+def serve(model: Path, questions: int, adapter: Path | None, dtype: str) -> dict[str, Any]:
     """Load one model and ask everything."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -44,6 +45,7 @@ def serve(model: Path, questions: int, adapter: Path | None) -> dict[str, Any]:
         loras = {"enable_lora": True, "max_lora_rank": max(8, rank)}
     llm = LLM(
         model=str(model),
+        dtype=dtype,
         max_model_len=256,
         max_num_seqs=16,
         enforce_eager=True,
@@ -71,31 +73,34 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--adapter-base", type=Path)
+    parser.add_argument("--dtype", default="bfloat16", help="for --one")
     parser.add_argument("--one", action="store_true", help="serve the one model here and print JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(serve(options.models[0], options.questions, options.adapter)))
+        print(json.dumps(serve(options.models[0], options.questions, options.adapter, options.dtype)))
         return
     table = Table(title="exports of one model in vLLM")
     for column in ("model", "ready after s", "right", "answers like the merged model", "error"):
         table.add_column(column)
-    jobs = [(model, None) for model in options.models]
-    jobs += [(options.adapter_base, options.adapter)] if options.adapter else []
+    jobs = [(model, None, "bfloat16") for model in options.models]
+    jobs += [(options.models[0], None, "float16")]
+    jobs += [(options.adapter_base, options.adapter, "bfloat16")] if options.adapter else []
     merged: list[str] = []
     with ThreadPoolExecutor(len(jobs)) as pool:
-        done = list(pool.map(lambda job: _apart(job[0], options.questions, job[1]), jobs))
-    for (model, adapter), (found, error) in zip(jobs, done, strict=True):
+        done = list(pool.map(lambda job: _apart(options.questions, *job), jobs))
+    for (model, adapter, dtype), (found, error) in zip(jobs, done, strict=True):
         merged = merged or found.get("answers", [])
         same = sum(a == b for a, b in zip(found.get("answers", []), merged, strict=False))
         name = f"{model.name} + adapter" if adapter else model.name
+        name += " in float16" if dtype == "float16" else ""
         ready, right = found.get("ready", float("nan")), found.get("right", 0)
         table.add_row(name, f"{ready:.0f}", f"{right} of {options.questions}", f"{same} of {len(merged)}", error)
     Console(width=150).print(table)
 
 
-def _apart(model: Path, questions: int, adapter: Path | None) -> tuple[dict[str, Any], str]:
+def _apart(questions: int, model: Path, adapter: Path | None, dtype: str) -> tuple[dict[str, Any], str]:
     """In a process of its own, so that the card is free again."""
-    command = [sys.executable, __file__, str(model), "--one", "--questions", str(questions)]
+    command = [sys.executable, __file__, str(model), "--one", "--questions", str(questions), "--dtype", dtype]
     command += ["--adapter", str(adapter)] if adapter else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

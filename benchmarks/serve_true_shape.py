@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -38,8 +40,8 @@ from serving.load.prompts import Prompt
 from training.int8 import quantization_config
 from training.weights.released import served_config
 
-WORKERS = ("--renderer-num-workers", "8", "--mm-processor-cache-gb", "0")
-"""Pictures are prepared by eight threads; the cache of prepared pictures admits only one."""
+WORKERS = ("--renderer-num-workers", "8")
+"""Pictures are prepared by eight threads."""
 
 CARD_DEFAULTS = ("--max-num-batched-tokens", "2048", "--max-num-seqs", "256")
 """Of vLLM on cards below 70 GiB; said, because this card is larger."""
@@ -93,10 +95,12 @@ class Bench:
 
     def __init__(self, folder: Path, deadline: float) -> None:
         self.folder, self.deadline = folder, deadline
-        self.config = load_config(
+        config = load_config(
             Path("configs/qwen3_vl_30b.yaml"),
             ("hardware=h200_capped_48gb", "serving.gpu_memory_utilization=0.85", "serving.images_per_request=1"),
         )
+        hardware = config.hardware.model_copy(update={"card_gib": card_gib()})
+        self.config = config.model_copy(update={"hardware": hardware})
         self.rows: dict[str, Row] = {}
 
     def run(self, name: str) -> None:
@@ -159,6 +163,12 @@ class Bench:
             for name, point in row.points.items():
                 table.add_row(*[""] * 6, name, *_figures(point))
         return table
+
+
+def card_gib() -> float:
+    """Memory of the card that is there, in a process of its own, which then holds none of it."""
+    ask = "import torch; print(torch.cuda.mem_get_info()[1] / 2**30)"
+    return float(subprocess.run([sys.executable, "-c", ask], check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def model_folder(folder: Path, scheme: Name) -> Path:

@@ -77,9 +77,7 @@ def _name_every_token(tokenizer: Path) -> None:
 
 def write_checkpoint(folder: Path, layers: int) -> None:
     """Write the checkpoint, several files at a time."""
-    config = write_config(folder, layers)
-    with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in Qwen3VLMoeForConditionalGeneration(config).state_dict().items()}
+    shapes = published_shapes(write_config(folder, layers))
     big = [name for name in shapes if ".experts." in name]
     # safetensors refuses tensors that share memory, so a file has one stack of each kind.
     files = [[name for name in shapes if name not in set(big)], *(big[i : i + 2] for i in range(0, len(big), 2))]
@@ -88,6 +86,12 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         list(pool.map(lambda pair: _write(folder / pair[0], pair[1], shapes), zip(names, files, strict=True)))
     index = {name: file for file, group in zip(names, files, strict=True) for name in group}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def published_shapes(config: Qwen3VLMoeConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors as transformers has them; on disk, stacks of experts lie the other way round."""
+    with torch.device("meta"):
+        return {n: tuple(t.shape) for n, t in Qwen3VLMoeForConditionalGeneration(config).state_dict().items()}
 
 
 _ARCHITECTURE = "Qwen3VLMoeForConditionalGeneration"
@@ -106,15 +110,18 @@ def _config(layers: int, ids: Any) -> Qwen3VLMoeConfig:
     )
 
 
+def on_disk(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Stacks of experts are published as [experts, in, out]."""
+    return (shape[0], shape[2], shape[1]) if ".experts." in name else shape
+
+
 def _write(file: Path, names: list[str], shapes: dict[str, tuple[int, ...]]) -> None:
     save_file(dict(_tensors(names, shapes)), file, metadata={"format": "pt"})
 
 
 def _tensors(names: list[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name in names:
-        shape = shapes[name]
-        if ".experts." in name:  # published as [experts, in, out]
-            shape = (shape[0], shape[2], shape[1])
+        shape = on_disk(name, shapes[name])
         if len(shape) == 1 and name.endswith("weight"):  # of a norm
             yield name, torch.ones(shape, dtype=torch.bfloat16)
         elif ".experts." in name:  # alone in its file with this shape

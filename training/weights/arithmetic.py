@@ -7,10 +7,9 @@ PyTorch. Both give the same bits, but for the order in which a product of low-ra
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -28,9 +27,6 @@ INFINITY_BITS = 0x7F80
 
 BLOCK_ELEMENTS = 2**18
 """Of an update that is added at once: 1 MB in fp32, which stays in a core's cache."""
-
-STREAMS = 4
-"""Pieces that a GPU works on side by side, each in memory of its own."""
 
 Matrix = torch.Tensor | Rounded
 
@@ -81,9 +77,7 @@ class OnDevice:
 
     def __init__(self, schemes: Mapping[str, Scheme], device: str) -> None:
         self._schemes, self._device = schemes, device
-        self._streams: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
-        for _ in range(STREAMS if self._on_gpu else 0):
-            self._streams.put(torch.cuda.Stream(device))
+        self._own = threading.local()
 
     def buffer(self, piece: Piece) -> torch.Tensor:
         """Pinned, so that the copy to the device needs no second one."""
@@ -114,18 +108,16 @@ class OnDevice:
             return tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
-        """One that nobody else uses meanwhile: on a common one pieces would wait for each other."""
+    def _stream(self) -> AbstractContextManager[object]:
+        """The thread's own: on a common one pieces would wait for each other, and cuBLAS takes 32 MiB for each pair of
+        a thread and a stream.
+        """
         if not self._on_gpu:
-            yield
-            return
-        stream = self._streams.get()
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            self._streams.put(stream)
+            return nullcontext()
+        stream: torch.cuda.Stream | None = getattr(self._own, "stream", None)
+        if stream is None:
+            stream = self._own.stream = torch.cuda.Stream(self._device)
+        return torch.cuda.stream(stream)
 
     @property
     def _on_gpu(self) -> bool:

@@ -38,6 +38,9 @@ MARGIN = 1.02
 MEMORY_BYTES = 2**30
 """Host memory of a pass, whatever the model's size."""
 
+MOST_THREADS = 6
+"""Each has buffers, and on a GPU a stream with memory of its own; more would not make a disk faster."""
+
 AHEAD_BYTES = 2**28
 """Of the sources of pieces that are begun and not written yet: with all that they become, half of the memory or so."""
 
@@ -175,7 +178,7 @@ class Pass:
 def _threads(pieces: Sequence[Piece]) -> int:
     """As many as there are cores and one that reads, unless pieces are so large that they would fill the memory."""
     room = AHEAD_BYTES // max(1, *(2 * piece.nbytes for piece in pieces))
-    return max(1, min(16, (os.cpu_count() or 1) + 1, room))
+    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) + 1, room))
 
 
 def peak_rss_gib() -> float:
