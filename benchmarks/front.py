@@ -61,7 +61,9 @@ def ways() -> Iterator[list[Way]]:
             if name == ALONE:
                 _leave_out_keys(settings.serving / "Caddyfile")
             for ward in front.wards(settings):
-                block.enter_context(running(ward.command, home / f"{name} {ward.name}.log", ward.environment))
+                block.enter_context(
+                    running(ward.command, home / f"{name} {ward.name}.log", ward.environment, ward.folder)
+                )
             front.release(settings)
             found.append(Way(name, settings.front_url, credential(settings.state, "front_key")))
         wait_until(lambda: healthy(found[0].url), 10, lambda: EngineFailed("the double does not answer"))

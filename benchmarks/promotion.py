@@ -103,7 +103,9 @@ def _by(strategy: str, version: Served) -> Served:
 def _start_front(settings: Settings, config: Config, stack: ExitStack) -> None:
     front.prepare(settings, config.serving)
     for ward in front.wards(settings):
-        stack.enter_context(running(ward.command, settings.state / "logs" / f"{ward.name}.log", ward.environment))
+        stack.enter_context(
+            running(ward.command, settings.state / "logs" / f"{ward.name}.log", ward.environment, ward.folder)
+        )
     wait_until(lambda: front.in_flight(settings) is not None, 30, lambda: SystemExit("no Caddy"))
 
 

@@ -1,7 +1,8 @@
 """Retrain, quantise and judge the vision-language model; a candidate that passes the gate is registered.
 
-Started by hand, by the schedule of `VLMOPS_RETRAIN_SCHEDULE`, or by another system. A gate that says no is not a
-failure: it is green, its log holds the reasons, and nothing is registered.
+Started by hand, by the clock (`VLMOPS_RETRAIN_SCHEDULE`), by new data (`VLMOPS_DATA_WATCH`) or by the Dag `monitor`;
+one at a time, and the reason is kept with the run. A gate that says no is not a failure: it is green, its log holds the
+reasons, and nothing is registered.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 from airflow.sdk import Param, chain, dag, task
 
 from pipelines import dag_runs
-from pipelines.assets import MODEL_CANDIDATE
-from pipelines.operators import TASK_DEFAULTS, StepOperator, bad_input_is_final
+from pipelines.assets import MODEL_CANDIDATE, retrain_schedule
+from pipelines.operators import TASK_DEFAULTS, StepOperator, bad_input_is_final, events_by_name
 from pipelines.settings import Settings
 from pipelines.steps import RETRAIN
 
@@ -21,7 +22,7 @@ SETTINGS = Settings()
 
 
 @dag(
-    schedule=SETTINGS.retrain_schedule,
+    schedule=retrain_schedule(SETTINGS),
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
@@ -50,10 +51,11 @@ def retrain() -> None:
     """The step table as tasks."""
 
     @task
-    def open_run(params: Any = None, dag_run: Any = None) -> str:
-        """Check the config and give the run its directory."""
+    def open_run(params: Any = None, dag_run: Any = None, triggering_asset_events: Any = None) -> str:
+        """Check the config and give the run its directory, with what started it and why."""
+        asked = dag_runs.why(str(dag_run.run_type), params["reason"], events_by_name(triggering_asset_events))
         with bad_input_is_final():
-            return dag_runs.open_run(dag_run.dag_id, dag_run.run_id, params, Settings())
+            return dag_runs.open_run(dag_run.dag_id, dag_run.run_id, params, Settings(), asked)
 
     run_dir = open_run()
     tasks = {

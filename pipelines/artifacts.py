@@ -189,11 +189,24 @@ class ModelVersion(Artifact):
     """Of the exported folder; nothing is copied."""
 
     digest: str
+    base_uri: str | None = None
+    """Where the folder holds an adapter, the model that it is served on; None where it holds a model."""
+
+    base_digest: str | None = None
     serving: str
     """The serving section it was measured with, as JSON: it is served the same way."""
 
+    images: str | None = None
+    """The images section, likewise. None: registered before it was kept."""
+
+    hardware: str | None = None
+    """The hardware profile, likewise."""
+
     golden: str
     """Path of its golden answers."""
+
+    golden_digest: str | None = None
+    """Of the golden questions, their images and their answers. None: registered before there was one."""
 
     tracking_run: str
     """MLflow run id."""

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import get_args
 
 from pipelines import line
+from pipelines.alerts.commands import add_alert
 from pipelines.budget.show import show_plan
+from pipelines.cli_monitor import add_monitor
 from pipelines.cli_release import add_release
 from pipelines.cli_serving import add_promote, add_rollback, add_serving
 from pipelines.comparison.command import add_compare
@@ -26,11 +28,15 @@ from pipelines.errors import DONE, FAILED, VlmopsError
 from pipelines.judgement.alone import judge_reports
 from pipelines.keys.commands import add_keys
 from pipelines.launch import run_module, run_step
+from pipelines.pod_commands import add_pod
+from pipelines.pod_runs import add_remote
+from pipelines.retention.commands import add_backup, add_gc, add_restore
 from pipelines.run import Run
 from pipelines.scenarios.commands import add_scenario
 from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
-from pipelines.status import show_run, show_runs
+from pipelines.stack.commands import add_stack
+from pipelines.status import show_run, show_runs, show_seen
 from pipelines.steps import STEPS
 from pipelines.system.processes import end_cleanly_on_sigterm
 
@@ -48,6 +54,7 @@ EXAMPLES = """examples:
   vlmops stack                                          Airflow, MLflow and the serving front, until Ctrl-C
   vlmops promote --version 3 --reason "reads sevens"    approve a version and put it into service
   vlmops rollback                                       back to what served before
+  vlmops monitor --every 60                             look after the service, the card and the disks
   vlmops release 3 --out digits-v3                      what another place needs to serve version 3
 
 exit codes: 0 done, 1 failure, 2 bad input, 3 the gate said no
@@ -92,10 +99,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="name of the run's directory; the config's by default")
     run.set_defaults(command=_run)
 
-    step = commands.add_parser("step", help="run one step of a run")
-    step.add_argument("run", type=Path, help="directory of the run")
-    step.add_argument("step", choices=STEPS)
-    step.set_defaults(command=_step)
+    _add_step(commands.add_parser("step", help="run one step of a run"))
+    add_pod(commands.add_parser("pod", help="one step of a run as a pod of a Kubernetes cluster, as YAML"))
+    add_remote(commands.add_parser("remote", help="a run to a bucket, or from it: push, pull"))
 
     status = commands.add_parser("status", help="the runs there are, or one run step by step")
     status.add_argument("run", type=Path, nargs="?", help="directory of a run")
@@ -140,17 +146,32 @@ def parser() -> argparse.ArgumentParser:
 
     add_serving(commands.add_parser("serving", help="what serves: status, start, stop, watch"))
 
-    add_keys(commands.add_parser("keys", help="who may ask what serves: add, list, revoke"))
+    add_monitor(
+        commands.add_parser("monitor", help="look at what serves, the card and the disks; once, or again and again")
+    )
+
+    add_gc(commands.add_parser("gc", help="what takes room and nothing refers to; --yes deletes it"))
+    add_backup(commands.add_parser("backup", help="copy what cannot be made again: registry, keys, deploy log"))
+    add_restore(commands.add_parser("restore", help="put a backup back"))
+
+    add_alert(commands.add_parser("alert", help="whether those who are to be told can be reached: test"))
+
+    add_keys(commands.add_parser("keys", help="who may ask what serves: add, list, rotate, revoke"))
 
     add_release(commands.add_parser("release", help="a version as files that another place can serve it from"))
 
-    stack = commands.add_parser("stack", help="run Airflow, MLflow and the serving front here until Ctrl-C")
-    stack.set_defaults(command=_stack)
+    add_stack(commands.add_parser("stack", help="Airflow, MLflow, the front, until Ctrl-C; init: for production"))
 
     demo = commands.add_parser("demo", help="show the whole line on the embedded default")
     demo.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
     demo.set_defaults(command=_demo)
     return root
+
+
+def _add_step(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, help="directory of the run")
+    command.add_argument("step", choices=STEPS)
+    command.set_defaults(command=_step)
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -203,6 +224,7 @@ def _status(args: argparse.Namespace) -> int:
         show_run(Run.open(args.run))
     else:
         show_runs(Settings().runs)
+        show_seen(Settings())
     return DONE
 
 
@@ -245,13 +267,6 @@ def _run_ml(module: str, *arguments: str) -> int:
         return run_module(Settings(), module, *arguments)
     except KeyboardInterrupt:
         return FAILED
-
-
-def _stack(args: argparse.Namespace) -> int:  # noqa: ARG001
-    from pipelines.embedded.stack import run_stack  # its parts are not needed by any other command
-
-    require_fit(Settings())
-    return run_stack(Settings())
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipelines import line
 from pipelines.config_file import load_config
+from pipelines.errors import VlmopsError
 from pipelines.launch import run_module
 from pipelines.settings import Settings
 
 EXAMPLES = """examples:
   vlmops serving status       which version serves, since its last release
-  vlmops serving stop         end the engine; requests wait
+  vlmops serving stop         let requests under way end, then the engine; new ones wait
   vlmops serving start        start again what was released last
   vlmops serving watch        start it again when it ends, go back when that does not help; until Ctrl-C
 """
@@ -57,7 +60,14 @@ def _rollback(args: argparse.Namespace) -> int:
 
 def _serving(args: argparse.Namespace) -> int:
     settings = Settings()
-    if args.action != "watch":
+    if args.action == "status":
         return run_module(settings, "serving.service", args.action)
-    with line.tracked(settings) as tracked_settings:  # to go back moves aliases
-        return run_module(tracked_settings, "serving.watch")
+    with ExitStack() as block:
+        try:
+            settings = block.enter_context(line.tracked(settings))  # the others move aliases
+        except VlmopsError as error:
+            if args.action == "watch":
+                raise
+            sys.stderr.write(f"{error}\nthe alias `serving` stays as it is\n")
+        module = ("serving.watch",) if args.action == "watch" else ("serving.service", args.action)
+        return run_module(settings, *module)

@@ -6,9 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.config_export import Export
+from pipelines.config_alerts import Alerts
+from pipelines.config_export import Export, adapter_objections
 from pipelines.config_gate import Gate
 from pipelines.config_load import Load
+from pipelines.config_monitoring import Monitoring
+from pipelines.config_retention import Retention
 from pipelines.config_serving import Serving
 from pipelines.hardware import Hardware, objections
 from pipelines.model_source import ModelSource
@@ -184,6 +187,9 @@ class Config(Section):
     gate: Gate
     load: Load = Load()
     registry: Registry
+    alerts: Alerts = Alerts()
+    retention: Retention = Retention()
+    monitoring: Monitoring = Monitoring()
 
     @model_validator(mode="after")
     def _training_fits(self) -> Self:
@@ -207,6 +213,12 @@ class Config(Section):
             raise ValueError("; ".join(reasons))
         if self.export.device == "cuda" and self.hardware.device == "cpu":
             raise ValueError("export.device cuda needs hardware.device cuda; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_can_be_served(self) -> Self:
+        if reasons := list(adapter_objections(self.export, self.serving.strategy, self.hardware.device)):
+            raise ValueError("; ".join(reasons))
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -47,6 +48,11 @@ class Export(Section):
     group_size: GroupSize = 128
     """Inputs of a row that share a scale, where the scheme has groups: smaller is more exact and larger on disk."""
 
+    artifact: Literal["merged", "adapter"] = "merged"
+    """What a version is. `merged`: a whole model, the adapter merged into it. `adapter`: the adapter alone, in bf16, on
+    the base in the scheme above, which all versions share; a promotion between two of them can swap it in a running
+    engine (serving.strategy). Experts need a card, a CPU takes dense models in bf16."""
+
     calibration_rows: int = Field(128, ge=1)
     """Training rows that a calibrated scheme sees."""
 
@@ -65,3 +71,26 @@ class Export(Section):
     def stored(self) -> Scheme:
         """The scheme with its groups of the size that is asked for."""
         return scheme_of(self.scheme, self.group_size)
+
+
+def adapter_objections(export: Export, strategy: str, device: str) -> Iterator[str]:
+    """Why versions cannot be what `export.artifact` makes them, given how and where they are served; none if they can.
+
+    Args:
+        export: The section.
+        strategy: `serving.strategy`.
+        device: `hardware.device`.
+    """
+    if export.artifact == "merged":
+        if strategy == "adapter":
+            yield "serving.strategy adapter swaps adapters on one base; set export.artifact adapter too"
+        return
+    if strategy == "reload":
+        yield "serving.strategy reload swaps whole models, and export.artifact is adapter; set adapter or auto"
+    if export.stored.calibrated:
+        plain = export.stored.rounded.name
+        yield f"export.artifact adapter shares one base, and {export.scheme} is calibrated for each run; set {plain}"
+    if export.keep_merged:
+        yield "export.keep_merged needs export.artifact merged: an adapter is not merged"
+    if device == "cpu" and export.scheme != "bf16":
+        yield "export.artifact adapter on a CPU needs export.scheme bf16: its INT8 kernels leave no room for an adapter"

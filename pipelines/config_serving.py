@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, IPvAnyAddress, field_validator, model_validator
+from pydantic import Field, IPvAnyAddress, model_validator
 
 from pipelines.section import Section
 
@@ -42,10 +42,11 @@ class Serving(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """The model name that clients send."""
 
-    strategy: Literal["auto", "restart", "reload"] = "restart"
+    strategy: Literal["auto", "restart", "reload", "adapter"] = "restart"
     """How a new version takes over while requests wait. `restart`: the old engine ends, another starts. `reload`: the
-    running engine reads other weights, on a card and between versions that differ in nothing else; a promotion that
-    could not do so is refused. `auto`: reload where that can be, else restart.
+    running engine reads other weights, on a card and between versions that differ in nothing else. `adapter`: the
+    running engine takes another adapter, between versions on one base (export.artifact). A promotion that could not do
+    so is refused. `auto`: adapter or reload where that can be, else restart.
     """
 
     max_model_len: int = Field(8192, ge=64)
@@ -79,10 +80,15 @@ class Serving(Section):
     """Deadline for the engine to answer."""
 
     reload_seconds: float = Field(120, gt=0)
-    """Deadline for a running engine to read other weights; past it the old version is started anew."""
+    """Deadline for a running engine to read other weights or an adapter; past it the old version is started anew."""
 
     drain_seconds: float = Field(120, gt=0)
     """Deadline for requests in flight before a swap."""
+
+    at_deadline: Literal["abort", "cut"] = "abort"
+    """What becomes of requests that are still computed then. `abort`: they go on, and the swap is given up. `cut`: they
+    are lost, and counted. A way back to what served before cuts them in any case.
+    """
 
     hold_seconds: float = Field(900, gt=0)
     """How long the front holds a request during a swap before it answers 503."""
@@ -110,12 +116,3 @@ class Serving(Section):
 
     crash_minutes: float = Field(10, gt=0)
     """Over which they are counted."""
-
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _no_adapters_yet(cls, strategy: object) -> object:
-        if strategy == "adapter":
-            raise ValueError(
-                "`adapter` swaps adapters on one base, and registered versions are whole models; set `auto`"
-            )
-        return strategy

@@ -32,8 +32,38 @@ def run_root(dag_id: str, run_id: str, settings: Settings) -> Path:
     return settings.runs / run_name(f"{dag_id}-{run_id}")
 
 
-def open_run(dag_id: str, run_id: str, params: Mapping[str, Any], settings: Settings) -> str:
+def why(run_type: str, reason: str, events: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """What started a retrain, and the reason given for it.
+
+    Args:
+        run_type: Airflow's word: `scheduled`, `asset_triggered`; anything else is a person or another system.
+        reason: What a person or another system gave.
+        events: By name of the Asset, what came with its events, the newest last.
+    """
+    told = {name: _payload(extras[-1]) for name, extras in events.items() if extras}
+    if (request := told.get("retrain_requested")) is not None:
+        return {"trigger": "monitoring", "reason": str(request.get("reason") or "no reason given")}
+    if (data := told.get("new_data")) is not None:
+        files = f"{data.get('new', 'some')} new files in {data.get('address', 'the data')}"
+        return {"trigger": "data", "reason": files}
+    if run_type == "scheduled":
+        return {"trigger": "schedule", "reason": reason or "its time had come"}
+    return {"trigger": "hand", "reason": reason}
+
+
+def _payload(extra: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a watcher said; Airflow wraps it."""
+    inner = extra.get("payload")
+    return inner if extra.get("from_trigger") and isinstance(inner, Mapping) else extra
+
+
+def open_run(
+    dag_id: str, run_id: str, params: Mapping[str, Any], settings: Settings, asked: Mapping[str, str] | None = None
+) -> str:
     """Check the config, make the run's directory, note who asked for what, and return the directory.
+
+    Args:
+        asked: What started it and why, where anything may: see `why`.
 
     Raises:
         BadInput: The config lies elsewhere than it may, or is wrong.
@@ -41,8 +71,8 @@ def open_run(dag_id: str, run_id: str, params: Mapping[str, Any], settings: Sett
     path = allowed_config(params.get("config") or str(settings.config), settings)
     config = load_config(path, tuple(params.get("overrides") or ()))
     run = Run.create(run_root(dag_id, run_id, settings), config)
-    request = {"dag": dag_id, "dag_run": run_id, "config": str(path), **params}
-    write_text(run.root / "request.json", json.dumps(request, indent=2))
+    request = {"dag": dag_id, "dag_run": run_id, "config": str(path), **params, **(asked or {})}
+    write_text(run.request, json.dumps(request, indent=2))
     return str(run.root)
 
 

@@ -8,6 +8,7 @@ VlmopsError                 exit code 1: something failed; the message names the
 │   ├── DataRejected        more of the data set is unusable than the config allows
 │   └── MachineUnfit        wrong Python, port taken, disk or memory too small
 ├── Unreachable             a service does not answer; carries its address
+├── AlreadyRunning          another process runs this step of this run; it ends, and then a retry may
 ├── DownloadFailed          a file did not arrive whole; another run goes on from what is there
 ├── StepFailed              a step's process ended badly; carries the step and its exit code
 ├── TrainingFailed          no quantised experts, nothing trainable, a loss that is not a number
@@ -62,6 +63,10 @@ class Unreachable(VlmopsError):
     def __init__(self, service: str, address: str, why: object) -> None:
         super().__init__(f"{service} at {address} cannot be reached: {why}; start it, or correct its address")
         self.address = address
+
+
+class AlreadyRunning(VlmopsError):
+    """Another process runs this step of this run."""
 
 
 class DownloadFailed(VlmopsError):

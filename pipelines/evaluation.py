@@ -133,6 +133,9 @@ class EvalReport(Artifact):
     golden: Path
     """JSONL of questions with the candidate's answers, for the probe at promotion."""
 
+    golden_digest: str | None = None
+    """Of it and of the images that it names, as they were written. None: of a report that did not say."""
+
     served_parity: Agreement | None = None
     """The candidate's."""
 

@@ -1,4 +1,4 @@
-"""What the export step hands on: the model as vLLM will load it, and what its making showed."""
+"""What the export step hands on: what vLLM will load, a model or an adapter on one, and what its making showed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from pipelines.parity import Parity
 
 
 class QuantizedModel(Artifact):
-    """A merged model as vLLM will load it."""
+    """A merged model as vLLM will load it, or an adapter with the base that it is served on."""
 
     path: Path
     digest: str
     """Of its manifest."""
 
+    served_base_path: Path | None = None
+    """Where `path` is an adapter, the base that vLLM loads it on; None where it is a model."""
+
+    served_base_digest: str | None = None
+
     scheme: str
+    """Of the model, or of the base that the adapter is served on."""
+
     group_size: int | None
     """Inputs that share a scale; None where a row has one, or nothing is quantised."""
 
@@ -45,7 +52,7 @@ class QuantizedModel(Artifact):
     """Of reading, merging, rounding and writing the weights; checks before and after are not in it."""
 
     mb_per_second: float
-    """Megabytes of the base's weights that passed in a second of these."""
+    """Megabytes of the base's weights that passed in a second of these; of the adapter's, where that is exported."""
 
     peak_rss_gib: float
     """The most resident memory that the process has had when the weights were written."""

@@ -17,12 +17,19 @@ from pipelines import tracking
 from pipelines.dag_runs import run_root
 from pipelines.errors import BAD_INPUT, DONE, FAILED, REJECTED, BadInput, PromotionFailed, StepFailed, Unreachable
 from pipelines.launch import command, step_environment
+from pipelines.pod_commands import executor_config
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import STEPS, Step
 from pipelines.system import processes
 
 log = logging.getLogger(__name__)
+
+BY_AIRFLOW = "VLMOPS_BY_AIRFLOW"
+"""Environment variable of the processes that a task starts: what carries it, no person at a command line started."""
+
+ORPHAN_GRACE_SECONDS = 60
+"""For a step that lost its task to end by itself: a promotion takes back what it has begun."""
 
 KILL_GRACE_SECONDS = 4
 """Airflow kills a task 5 s after it asked it to stop; the step's process group must be gone before."""
@@ -44,6 +51,7 @@ class StepOperator(BaseOperator):
         if step.gpu:  # the pool caps the deployment, the queue finds the machine with the card
             kwargs.setdefault("pool", "gpu")
             kwargs.setdefault("queue", "gpu")
+        kwargs.setdefault("executor_config", executor_config(step, Settings()))
         super().__init__(**kwargs)
         self.step = step
         self.run_dir = run_dir
@@ -53,6 +61,7 @@ class StepOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step; a second attempt runs it again, and it resumes from its own checkpoints."""
         run = Run.open(Path(self.run_dir))
+        self._end_orphan(run)
         code = self._run(run)
         if code == BAD_INPUT or (code == FAILED and _undone(run, self.step)):
             raise AirflowFailException(f"{self.step.name}: {_reason(run, self.step)}")
@@ -73,11 +82,21 @@ class StepOperator(BaseOperator):
         if self._process is not None:
             processes.stop(self._process.pid, grace_seconds=KILL_GRACE_SECONDS)
 
+    def _end_orphan(self, run: Run) -> None:
+        """End the step of an earlier attempt that lives on: its worker was killed, and nobody would take its result.
+
+        A step that a person runs from the command line is left alone; ours then fails and is tried again.
+        """
+        orphan = run.claimant(self.step)
+        if orphan is not None and processes.carries(orphan, BY_AIRFLOW):
+            self.log.warning("ending process %d: an attempt whose worker died left it behind", orphan)
+            processes.end_group(orphan, ORPHAN_GRACE_SECONDS)
+
     def _run(self, run: Run) -> int:
         settings = Settings()
         self._process = subprocess.Popen(
             command(self.step, run.root, settings, again=True),
-            env=step_environment(self.step, run.root, settings),
+            env=step_environment(self.step, run.root, settings) | {BY_AIRFLOW: run.name},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -98,6 +117,14 @@ def bad_input_is_final() -> Iterator[None]:
         yield
     except BadInput as error:
         raise AirflowFailException(str(error)) from error
+
+
+def events_by_name(triggering: Mapping[Any, Any] | None) -> dict[str, list[Mapping[str, Any]]]:
+    """What came with the Asset events that started a Dag run: by name of the Asset, the newest last."""
+    return {
+        asset.name: [event.extra for event in sorted(events, key=lambda event: event.timestamp)]
+        for asset, events in (triggering or {}).items()
+    }
 
 
 def leave_reason(context: Context) -> None:

@@ -1,20 +1,23 @@
-"""Model versions in MLflow, by reference: nothing is copied. Four aliases, one meaning each.
+"""Model versions in MLflow, by reference: nothing is copied. Five aliases, one meaning each.
 
 candidate   passed the gate
 approved    what should serve: a person's word, in Airflow or on the MLflow page
-champion    what does serve; only promotion moves it, last
-previous    what served before it
+serving     what answers requests now, moved while they are held: during the watch another one than `champion`
+champion    what has proven that it serves; only promotion moves it, after the watch, and never back
+previous    what was champion before it
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 
 from pipelines import tracking
 from pipelines.artifacts import GateDecision, ModelVersion
 from pipelines.config import Config
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, Unreachable
 from pipelines.evaluation import EvalReport
 from pipelines.exported import QuantizedModel
 from pipelines.page.place import PLACE
@@ -23,15 +26,22 @@ from pipelines.run import Run
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as Registered
 
-Alias = Literal["candidate", "approved", "champion", "previous"]
+Alias = Literal["candidate", "approved", "serving", "champion", "previous"]
+
+PATIENCE_SECONDS = 1.0
+"""For MLflow to answer while requests are held."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def register(
     config: Config, folder: Path, model: QuantizedModel, report: EvalReport, decision: GateDecision
 ) -> ModelVersion:
-    """Register the exported model as one new version with the alias `candidate`; a rerun finds the version it made.
+    """Register what was exported as one new version with the alias `candidate`; a rerun finds the version it made.
 
     Raises:
         Unreachable: MLflow does not answer; a rerun registers exactly one version.
@@ -46,12 +56,23 @@ def register(
         "gate": decision.outcome,
         "reference": decision.reference,
         "serving": config.serving.model_dump_json(),
+        "images": config.images.model_dump_json(),
+        "hardware": config.hardware.model_dump_json(),
         "golden": str(report.golden),
         "run": str(run.root),
         "report": tracking.file_address(tracking_run, PLACE, settings),
+        **_base_tags(model),
+        **({} if report.golden_digest is None else {"golden_digest": report.golden_digest}),
     }
     registry = Registry(settings, config.registry.model)
     return registry.add(tags, tracking_run)
+
+
+def _base_tags(model: QuantizedModel) -> dict[str, str]:
+    """Of an adapter, what it is served on."""
+    if model.served_base_path is None or model.served_base_digest is None:
+        return {}
+    return {"base_uri": model.served_base_path.as_uri(), "base_digest": model.served_base_digest}
 
 
 def target(config: Config, folder: Path) -> ModelVersion:  # noqa: ARG001  every step has the folder
@@ -69,35 +90,72 @@ def target(config: Config, folder: Path) -> ModelVersion:  # noqa: ARG001  every
     return approved
 
 
+def _asks(method: Callable[Concatenate[Registry, P], T]) -> Callable[Concatenate[Registry, P], T]:
+    """What asks MLflow: whoever calls it has one error to expect, also where MLflow answers and refuses."""
+
+    @wraps(method)
+    def asked(self: Registry, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return method(self, *args, **kwargs)
+        except MlflowException as error:
+            raise Unreachable("MLflow", self.uri, error) from error
+
+    return asked
+
+
 class Registry:
-    """One registered model.
+    """One registered model. It is made without asking MLflow, so that who needs it rarely can wait until it answers.
 
     Raises:
-        Unreachable: MLflow does not answer.
+        BadInput: No address is set.
+        Unreachable: MLflow does not answer, or refuses; from every method.
     """
 
     def __init__(self, settings: Settings, model: str) -> None:
         self.model = model
-        self._client = tracking.client(settings)
+        self.uri = tracking.address(settings)
+        self._settings = settings
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return tracking.client(self._settings)
 
     def by_alias(self, alias: Alias) -> ModelVersion | None:
         """The version behind an alias, or None."""
         number = self.aliases().get(alias)
         return None if number is None else self.version(number)
 
+    @_asks
     def aliases(self) -> dict[str, int]:
         """Every alias and its version."""
         found = self._client.search_registered_models(f"name = '{self.model}'")
         return {alias: int(number) for model in found for alias, number in model.aliases.items()}
 
+    @_asks
     def version(self, number: int) -> ModelVersion:
-        """A version by its number."""
-        return _model_version(self._client.get_model_version(self.model, str(number)))
+        """A version by its number.
 
+        Raises:
+            BadInput: There is none, or others registered it.
+        """
+        from mlflow.exceptions import RestException
+
+        try:
+            return _model_version(self._client.get_model_version(self.model, str(number)))
+        except RestException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        known = ", ".join(f"{alias} v{version}" for alias, version in self.aliases().items()) or "none"
+        raise BadInput(f"{self.model} has no version {number}; those with an alias: {known}")
+
+    @_asks
     def tags(self, number: int) -> dict[str, str]:
         """The tags of a version."""
         return dict(self._client.get_model_version(self.model, str(number)).tags)
 
+    @_asks
     def report(self, version: ModelVersion, folder: Path) -> EvalReport:
         """The evaluation that a version was registered with, its answers fetched to `folder`.
 
@@ -108,6 +166,7 @@ class Registry:
         fetched = Path(self._client.download_artifacts(version.tracking_run, "evaluate", str(folder)))
         return read_report(fetched)
 
+    @_asks
     def add(self, tags: dict[str, str], tracking_run: str) -> ModelVersion:
         """Make a version, or find the one that the same run made before, and point `candidate` at it."""
         if not self._client.search_registered_models(f"name = '{self.model}'"):
@@ -116,24 +175,44 @@ class Registry:
         self._point("candidate", int(registered.version))
         return _model_version(registered)
 
+    @_asks
     def approve(self, version: int, *, reviewer: str, reason: str) -> None:
         """A person's word that a version should serve."""
         self._tag(version, {"review": "approved", "reviewer": reviewer, "review_reason": reason})
         self._point("approved", version)
 
+    @_asks
     def reject(self, version: int, *, reviewer: str, reason: str) -> None:
         """A person's word that a version should not serve."""
         self._tag(version, {"review": "rejected", "reviewer": reviewer, "review_reason": reason})
 
+    @_asks
+    def serves(self, version: int | None) -> None:
+        """A version answers requests from now on, or none does.
+
+        Raises:
+            Unreachable: MLflow does not answer quickly, for requests wait; or refuses.
+        """
+        tracking.require_answer(self.uri, PATIENCE_SECONDS)
+        if version is not None:
+            self._point("serving", version)
+        elif "serving" in self.aliases():
+            self._client.delete_registered_model_alias(self.model, "serving")
+
+    @_asks
     def confirm(self, version: int) -> None:
-        """A version serves: `previous` names what served before, then `champion` moves."""
-        champion = self.aliases().get("champion")
+        """A version has proven that it serves: `previous` names the champion before, then `champion` moves."""
+        aliases = self.aliases()
+        if aliases.get("serving") != version:  # MLflow was away as it was released
+            self._point("serving", version)
+        champion = aliases.get("champion")
         if champion == version:
             return
         if champion is not None:
             self._point("previous", champion)
         self._point("champion", version)
 
+    @_asks
     def mark_failed(self, version: int, reason: str) -> None:
         """A version could not serve: say why on it, and let `approved` name again what does serve."""
         self._tag(version, {"deploy_failed": reason[:5000]})
@@ -145,6 +224,7 @@ class Registry:
         else:
             self._client.delete_registered_model_alias(self.model, "approved")
 
+    @_asks
     def record(self, version: int, facts: dict[str, str]) -> None:
         """What a promotion says about a version: `deploy_state`, `deploy_strategy`, `hold_seconds`."""
         self._tag(version, facts)
@@ -188,8 +268,13 @@ def _model_version(registered: Registered) -> ModelVersion:
         version=int(registered.version),
         uri=tags["uri"],
         digest=tags["digest"],
+        base_uri=tags.get("base_uri"),
+        base_digest=tags.get("base_digest"),
         serving=tags["serving"],
+        images=tags.get("images"),
+        hardware=tags.get("hardware"),
         golden=tags["golden"],
+        golden_digest=tags.get("golden_digest"),
         report=tags.get("report"),
         tracking_run=registered.run_id or "",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.config import Config
-from pipelines.errors import BadInput, RunConflict
+from pipelines.errors import AlreadyRunning, BadInput, RunConflict
 from pipelines.steps import Step, T
 from pipelines.system.durable import write_text
 from pipelines.system.manifest import text_digest
@@ -99,6 +100,16 @@ class Run:
                 f"start a new run by --name, or delete {self.root}"
             ) from None
 
+    @property
+    def request(self) -> Path:
+        """Who asked for the run, and why, as JSON: `trigger`, `reason`. Absent where the command line did."""
+        return self.root / "request.json"
+
+    def asked(self) -> dict[str, str]:
+        """`trigger` and `reason` of the request, as far as they were given."""
+        told = json.loads(self.request.read_text()) if self.request.is_file() else {}
+        return {key: str(told[key]) for key in ("trigger", "reason") if told.get(key)}
+
     def folder(self, step: Step[Any]) -> Path:
         """Where a step writes."""
         return self.root / step.name
@@ -157,20 +168,43 @@ class Run:
         """The step's folder, for one process at a time; a dead process holds no claim.
 
         Raises:
-            RunConflict: Another process is running this step of this run.
+            AlreadyRunning: Another process is running this step of this run.
         """
         folder = self.folder(step)
         folder.mkdir(exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
+        with self._lock(step).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunConflict(f"{step.name} of {self.root} is already running; wait for it") from None
+                raise AlreadyRunning(
+                    f"{step.name} of {self.root} is already running (process {self._noted(step)}); wait for it"
+                ) from None
+            lock.truncate(0)
+            print(os.getpid(), file=lock, flush=True)
             yield folder
+
+    def claimant(self, step: Step[Any]) -> int | None:
+        """The process on this machine that is running a step now, or None."""
+        if not self._lock(step).is_file():
+            return None
+        with self._lock(step).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return self._noted(step)
+        return None
 
     def _inputs(self, step: Step[Any]) -> str:
         artifacts = (self.record(need).artifact for need in step.needs)
         return text_digest(*(json.dumps(artifact, sort_keys=True) for artifact in artifacts))
+
+    def _lock(self, step: Step[Any]) -> Path:
+        return self.folder(step) / ".lock"
+
+    def _noted(self, step: Step[Any]) -> int | None:
+        """Who wrote down that the step is theirs; None while they are about to."""
+        text = self._lock(step).read_text().strip()
+        return int(text) if text else None
 
     def _output(self, step: Step[Any]) -> Path:
         return self.folder(step) / "output.json"

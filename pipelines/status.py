@@ -10,8 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import BadInput
+from pipelines.monitoring.place import Place
+from pipelines.monitoring.show import table_of
 from pipelines.page.place import page_of
 from pipelines.run import Run, runs_below
+from pipelines.settings import Settings
 from pipelines.steps import REDEPLOY, RETRAIN, Step
 
 
@@ -32,6 +35,14 @@ def _summary(run: Run) -> tuple[str, str, str]:
         return "-", "-", "of another version of vlmops"
 
 
+def show_seen(settings: Settings) -> None:
+    """Print what the monitor saw last, if it ever looked."""
+    place = Place.of(settings)
+    if (snapshot := place.latest()) is not None:
+        Console().print()
+        Console().print(table_of(snapshot, place.standing()))
+
+
 def show_run(run: Run) -> None:
     """Print a line for each step of a run, and where its report lies."""
     title = Text(str(run.root), "italic")
@@ -46,6 +57,8 @@ def show_run(run: Run) -> None:
             f"{record.peak_gib:.2f}" if record else "",
         )
     Console().print(table)
+    if asked := run.asked():
+        Console().print(Text(f"started by: {': '.join(asked.values())}"), soft_wrap=True)
     if (page := page_of(run)) is not None:
         Console().print(Text(f"report: {page}"), soft_wrap=True)
 

@@ -52,15 +52,34 @@ def client(settings: Settings) -> MlflowClient:
         BadInput: No address is set.
         Unreachable: Nothing answers there.
     """
-    if settings.mlflow_uri is None:
-        raise BadInput("no MLflow server is named; set VLMOPS_MLFLOW_URI, such as http://127.0.0.1:5000")
-    try:  # MLflow's own client would retry for minutes
-        httpx.get(f"{settings.mlflow_uri}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise Unreachable("MLflow", settings.mlflow_uri, error) from error
+    uri = address(settings)
+    require_answer(uri, 10)
     from mlflow import MlflowClient
 
-    return MlflowClient(settings.mlflow_uri)
+    return MlflowClient(uri)
+
+
+def address(settings: Settings) -> str:
+    """Of the MLflow server.
+
+    Raises:
+        BadInput: No address is set.
+    """
+    if settings.mlflow_uri is None:
+        raise BadInput("no MLflow server is named; set VLMOPS_MLFLOW_URI, such as http://127.0.0.1:5000")
+    return settings.mlflow_uri
+
+
+def require_answer(uri: str, seconds: float) -> None:
+    """Make sure that an MLflow server answers: its own client would retry for minutes.
+
+    Raises:
+        Unreachable: Nothing answers within the seconds.
+    """
+    try:
+        httpx.get(f"{uri}/health", timeout=seconds).raise_for_status()
+    except httpx.HTTPError as error:
+        raise Unreachable("MLflow", uri, error) from error
 
 
 def publish(run: Run, settings: Settings) -> str:
@@ -134,8 +153,11 @@ def file_address(run_id: str, path: str, settings: Settings) -> str:
     Raises:
         Unreachable: MLflow does not answer.
     """
-    experiment = client(settings).get_run(run_id).info.experiment_id
-    return f"{settings.mlflow_uri}/#/experiments/{experiment}/runs/{run_id}/artifacts/{path}"
+    mlflow = client(settings)
+    with answering(settings):
+        experiment = mlflow.get_run(run_id).info.experiment_id
+    page = settings.mlflow_page or settings.mlflow_uri
+    return f"{page}/#/experiments/{experiment}/runs/{run_id}/artifacts/{path}"
 
 
 def publish_if_reachable(run: Run, settings: Settings) -> None:
@@ -153,7 +175,8 @@ def note_failure(run: Run, step: str, reason: str, settings: Settings) -> None:
         Unreachable: MLflow does not answer.
     """
     mlflow = client(settings)
-    mlflow.set_tag(_tracking_run(mlflow, run), f"failure.{step}", reason[:5000])
+    with answering(settings):
+        mlflow.set_tag(_tracking_run(mlflow, run), f"failure.{step}", reason[:5000])
 
 
 def _tracking_run(mlflow: MlflowClient, run: Run) -> str:
@@ -169,7 +192,7 @@ def _tracking_run(mlflow: MlflowClient, run: Run) -> str:
     if found:
         run_id = found[0].info.run_id
     else:
-        tags = {"vlmops.run": str(run.root)}
+        tags = {"vlmops.run": str(run.root), **{f"vlmops.{key}": value[:5000] for key, value in run.asked().items()}}
         run_id = mlflow.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
         _log_config(mlflow, run_id, run)
     _write_published(run, run_id, {})

@@ -1,4 +1,4 @@
-"""A watcher that fires when the version behind an alias of the model registry changes."""
+"""Watchers: one fires when the version behind an alias of the registry changes, one when there is enough new data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import httpx
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
@@ -78,3 +79,61 @@ class RegistryAliasTrigger(BaseEventTrigger):
             state = "answers again" if answers else f"does not answer ({why}); a moved alias will be seen when it does"
             self.log.warning("registry at %s %s", self.tracking_uri, state)
             self._answers = answers
+
+
+class NewDataTrigger(BaseEventTrigger):
+    """Fire when a folder or bucket holds so many files more than when it was last told.
+
+    What lies there when the watch begins is not new. Files are counted until their number stays the same, so that a
+    copy under way is not taken for whole. Files whose names begin with a dot do not count.
+
+    :param address: a folder, or what fsspec reads: `s3://bucket/folder` wants s3fs beside Airflow.
+    :param minimum: how many new files are worth a retrain.
+    :param poll_seconds: how often to count.
+    """
+
+    def __init__(self, address: str, minimum: int, poll_seconds: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]  # Airflow's
+        self.address = address
+        self.minimum = minimum
+        self.poll_seconds = poll_seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What Airflow stores to make this trigger again."""
+        arguments = {"address": self.address, "minimum": self.minimum, "poll_seconds": self.poll_seconds}
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch for ever."""
+        known, counted = await self._known(), None
+        while True:
+            before, counted = counted, await asyncio.to_thread(self._count)
+            new = 0 if known is None or counted is None else counted - known
+            if counted and counted == before and new >= self.minimum:
+                yield TriggerEvent({"new": new, "address": self.address})
+            if counted and counted == before and (known is None or new < 0 or new >= self.minimum):
+                known = counted
+                await self._remember(known)
+            await asyncio.sleep(self.poll_seconds)
+
+    async def _known(self) -> int | None:
+        """How many files there were when it was last told."""
+        found = await self.asset_state_store.aget(self._key) if self.asset_state_store is not None else None
+        return found if isinstance(found, int) else None
+
+    async def _remember(self, files: int) -> None:
+        if self.asset_state_store is not None:
+            await self.asset_state_store.aset(self._key, files)
+
+    @property
+    def _key(self) -> str:
+        return f"files in {self.address}"
+
+    def _count(self) -> int | None:
+        """Files there, or None if nobody can tell; an empty mount point is no data either."""
+        try:
+            filesystem, path = fsspec.url_to_fs(self.address, use_listings_cache=False)
+            return sum(not Path(name).name.startswith(".") for name in filesystem.find(path))
+        except (OSError, ImportError, ValueError) as error:
+            self.log.warning("cannot count the files in %s: %s", self.address, error)
+            return None

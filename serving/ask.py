@@ -18,8 +18,8 @@ from serving.pictures import shrink
 from serving.served import read_served
 
 MAX_TOKENS = 256
-TIMEOUT = httpx.Timeout(900, connect=30)
-"""Seconds: a question is held during a promotion, for `serving.hold_seconds` at most."""
+ANSWER_SECONDS = 300.0
+"""For an answer, after `serving.hold_seconds`: so long a question may be held during a promotion."""
 
 BUSY = {httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE}
 MEGABYTE = 1_000_000
@@ -48,18 +48,18 @@ def ask(settings: Settings, image: Path, question: str, wait: Wait = time.sleep)
         "max_tokens": min(MAX_TOKENS, now.serving.max_model_len // 2),
         "temperature": 0,
     }
-    return _text(_post(settings, body, wait))
+    return _text(_post(settings, body, now.serving.hold_seconds + ANSWER_SECONDS, wait))
 
 
-def _post(settings: Settings, body: dict[str, Any], wait: Wait) -> httpx.Response:
+def _post(settings: Settings, body: dict[str, Any], seconds: float, wait: Wait) -> httpx.Response:
     headers = {"Authorization": f"Bearer {credential(settings.state, 'front_key')}"}
     address = f"{settings.front_url}/v1/chat/completions"
     try:
-        with httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False) as client:
+        with httpx.Client(headers=headers, timeout=httpx.Timeout(seconds, connect=30), trust_env=False) as client:
             response = client.post(address, json=body)
-            seconds = response.headers.get("Retry-After", "")
-            if response.status_code in BUSY and seconds.isdecimal():
-                wait(float(seconds))
+            later = response.headers.get("Retry-After", "")
+            if response.status_code in BUSY and later.isdecimal():
+                wait(float(later))
                 response = client.post(address, json=body)
     except httpx.HTTPError as error:
         raise Unreachable("the front", settings.front_url, repr(error)) from None
@@ -79,7 +79,10 @@ def _refusal(response: httpx.Response, settings: Settings) -> VlmopsError:
         )
     if status == httpx.codes.UNAUTHORIZED:
         path = settings.state / "secrets" / "front_key"
-        return EngineFailed(f"the front does not let in the key of {path}; `vlmops keys list` shows which it does")
+        return EngineFailed(
+            f"the front does not let in the key of {path}; `vlmops keys list` says why, and `vlmops keys rotate "
+            f"default` puts another one there"
+        )
     if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
         size = len(response.request.content) / MEGABYTE
         return BadInput(f"the request has {size:.1f} MB, more than serving.body_megabytes; show a smaller image")
@@ -101,7 +104,10 @@ def _text(response: httpx.Response) -> str:
     choice = response.json()["choices"][0]
     if choice["finish_reason"] not in {"stop", "length"}:
         raise EngineFailed(f"the answer was not finished: {choice['finish_reason']}; ask again")
-    return str(choice["message"]["content"])
+    content = choice["message"]["content"]
+    if content is None:
+        raise EngineFailed("the engine answered without a text; ask again, or otherwise")
+    return str(content)
 
 
 def main(argv: list[str] | None = None) -> int:

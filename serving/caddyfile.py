@@ -21,15 +21,22 @@ RETRY_SECONDS = 30
 BUSY_SECONDS = 5
 """Told to who finds the engine's queue, or the keys service, at its limit."""
 
+ADMIN = "admin.sock"
+"""Caddy's admin endpoint, a socket in the folder that it works in: a path in full may be longer than sockets bear."""
+
 CADDYFILE = """\
 # Written by serving/caddyfile.py.
 {{
-	admin 127.0.0.1:{admin_port}
+	# A file of ours alone, in the folder that it is started in: whoever speaks to it may change everything.
+	admin unix/{admin}|0600
 	auto_https disable_redirects
 	skip_install_trust
 	persist_config off
 	grace_period 30s
 	metrics
+	servers 127.0.0.1:{ready_port} {{
+		name ready
+	}}
 	servers {{
 		# No limit for bodies: one that is held is read only when an engine takes it.
 		timeouts {{
@@ -96,7 +103,7 @@ CADDYFILE = """\
 			lb_try_interval 100ms
 			health_uri /
 			health_port {ready_port}
-			health_interval 200ms
+			health_interval 100ms
 			health_timeout 1s
 			flush_interval -1
 			# vLLM closes idle connections after 5 s: a POST that is sent on one just then would be lost.
@@ -129,7 +136,7 @@ CADDYFILE = """\
 }}
 
 http://:{front_port} {{
-	bind 127.0.0.1
+	bind {front_host}
 	import front
 }}
 {tls}
@@ -175,7 +182,8 @@ def render_caddyfile(settings: Settings, serving: Serving, ready: Path, name_hea
         name_header: What the keys service calls a key's name.
     """
     return CADDYFILE.format(
-        admin_port=settings.admin_port,
+        admin=ADMIN,
+        front_host=settings.front_host,
         front_port=settings.front_port,
         engine_port=settings.engine_port,
         ready_port=settings.ready_port,

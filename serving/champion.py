@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, Protocol
-from urllib.parse import unquote, urlparse
 
 from pipelines.artifacts import ModelVersion
 from pipelines.config import Config
 from pipelines.errors import BadInput, EngineFailed, Unreachable, VlmopsError
 from pipelines.evaluation import EvalReport, Evaluation
-from pipelines.system.manifest import ManifestMismatch, verify_manifest
+from pipelines.system.manifest import ManifestMismatch
+from serving.adapter import Files, files_of
 from serving.questions import prompt_digest
 from serving.subjects import Subject
 
@@ -99,11 +99,12 @@ def champion_to_ask(config: Config, report: EvalReport, registry: Versions) -> S
     champion = registry.by_alias("champion")
     if champion is None or _registered(registry, champion) == Asked.of(report):
         return None
-    path = _model_folder(champion)
-    if prompt_digest(path, config.images, config.evaluate.max_new_tokens) != report.prompt_digest:
+    files = _whole_files(champion)
+    if prompt_digest(files.model, config.images, config.evaluate.max_new_tokens) != report.prompt_digest:
         raise BadInput(f"champion v{champion.version} has another chat template than the candidate; {OTHER_WAYS}")
     log.info("champion v%d was registered with other questions or another engine; it is asked too", champion.version)
-    return Subject("champion", path, champion.digest, registry.tags(champion.version)["scheme"])
+    scheme = registry.tags(champion.version)["scheme"]
+    return Subject("champion", files.model, files.digest, scheme, adapter=files.adapter)
 
 
 def _registered(registry: Versions, champion: ModelVersion) -> Asked | None:
@@ -115,16 +116,13 @@ def _registered(registry: Versions, champion: ModelVersion) -> Asked | None:
             return None
 
 
-def _model_folder(champion: ModelVersion) -> Path:
-    address = urlparse(champion.uri)
-    path = Path(unquote(address.path))
+def _whole_files(champion: ModelVersion) -> Files:
     try:
-        if address.scheme != "file":
-            raise BadInput("only file:// can be served")
-        verify_manifest(path, champion.digest)
+        files = files_of(champion)
+        files.verify()
     except (BadInput, ManifestMismatch) as error:
         raise BadInput(
             f"champion v{champion.version} is not whole at {champion.uri} ({error}); put its files back and evaluate "
             f"again, {OTHER_WAYS}"
         ) from None
-    return path
+    return files

@@ -191,10 +191,10 @@ def _prediction(told: dict[int, Token] | None) -> Prediction | None:
     return Prediction(logprobs, {token: each.rank for token, each in told.items()})
 
 
-def healthy(url: str) -> bool:
+def healthy(url: str, patience: float = QUICK) -> bool:
     """Whether it says that it is."""
     try:
-        return _get(f"{url}/health").status_code == httpx.codes.OK
+        return _get(f"{url}/health", patience).status_code == httpx.codes.OK
     except Unreachable:
         return False
 

@@ -20,9 +20,10 @@ import psutil
 
 from pipelines.config import Hardware, Images, Serving
 from pipelines.errors import EngineFailed
-from pipelines.system.processes import free_port, require_free_port, start, tail, wait_until
+from pipelines.system.processes import free_port, output, require_free_port, start, tail, wait_until
+from pipelines.system.redact import redacted
+from serving.adapter import LoraAdapter
 from serving.client import healthy, served_names
-from serving.redact import redacted
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 """The program; `vllm serve` by its module, so that it is the one of this environment."""
@@ -39,7 +40,7 @@ class Launch:
 
     model: Path
     names: tuple[str, ...]
-    """The names that requests may use; the first is the one that answers carry."""
+    """The names that requests may use; the first is the one that answers carry. An adapter has one."""
 
     serving: Serving
     images: Images
@@ -48,20 +49,30 @@ class Launch:
     extra: tuple[str, ...] = ()
     """Flags after ours; of a flag that is given twice, the last one counts."""
 
+    adapter: LoraAdapter | None = None
+    """What is served on the model; the model itself then answers to `NAME-base`."""
+
     reloadable: bool = False
-    """Whether it may be told to read other weights. The endpoints for that do whatever they are told: the front passes
-    on none of them, and whoever may use this machine's loopback can."""
+    """Whether it may be told to read other weights, or to take another adapter. The endpoints for that do whatever they
+    are told: the front passes on none of them, and whoever may use this machine's loopback can."""
 
     def command(self, port: int) -> list[str]:
         """The argument list of the server."""
-        place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", *self.names]
+        names, beside = self.names, []
+        if self.adapter is not None:
+            [name] = self.names
+            names, beside = (f"{name}-base",), self.adapter.flags(name)
+        place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", *names]
         ours = options(self.serving, self.images, self.hardware)
-        return [*self.program, str(self.model), *place, *ours, *self.extra]
+        return [*self.program, str(self.model), *place, *ours, *beside, *self.extra]
 
     def start(self, port: int, log: Path, *, outlives_us: bool = True) -> subprocess.Popen[bytes]:
         """Start the server, without any secret of ours in its environment."""
-        env = environment(self.hardware) | ({"VLLM_SERVER_DEV_MODE": "1"} if self.reloadable else {})
-        env["VLLM_MAX_IMAGE_PIXELS"] = str(self.serving.image_megapixels * 1_000_000)
+        env = environment(self.serving, self.hardware)
+        if self.reloadable:
+            env["VLLM_SERVER_DEV_MODE"] = "1"
+        if self.reloadable and self.adapter is not None:
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         return start(self.command(port), log, env, outlives_us=outlives_us, secrets=False)
 
 
@@ -100,13 +111,14 @@ def _device_flags(serving: Serving, hardware: Hardware) -> dict[str, object]:
     }
 
 
-def environment(hardware: Hardware) -> dict[str, str]:
-    """What the server needs in its environment: offline, silent, no redirects to follow."""
+def environment(serving: Serving, hardware: Hardware) -> dict[str, str]:
+    """What the server needs in its environment: offline, silent, no redirects to follow, no image to choke on."""
     common = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_MAX_IMAGE_PIXELS": str(serving.image_megapixels * 1_000_000),
     }
     if hardware.device == "cuda":
         return {**common, "VLLM_ENABLE_STARTUP_PLAN": "1"}  # a later start knows what the first one measured
@@ -213,14 +225,6 @@ def find(logs: Path) -> dict[int, Path]:
             with suppress(ProcessLookupError):
                 found[os.getpgid(pid)] = log
     return found
-
-
-def output(pid: int) -> Path | None:
-    """The file that a process writes to, under the name that it has now; None of another user's or one that is gone."""
-    try:
-        return Path(f"/proc/{pid}/fd/1").readlink()
-    except (PermissionError, FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def group(leader: int) -> list[psutil.Process]:

@@ -34,7 +34,7 @@ from pipelines.system.durable import sha256_file
 from pipelines.system.manifest import text_digest, verify_manifest
 from serving.champion import with_champion
 from serving.engine import VLLM, Engine, Launch, engine, options
-from serving.golden import choose, write_golden
+from serving.golden import choose, golden_digest, write_golden
 from serving.measure import latency_ms, measure
 from serving.memory import PeakMemory
 from serving.parity import served_agreement
@@ -104,13 +104,15 @@ class Bench:
         self._measure_missing(self._wanted)
         evaluations = tuple(done for subject in self._wanted if (done := self._recorded(subject)) is not None)
         self._require_parity(evaluations)
+        golden = self._golden({evaluation.subject: evaluation for evaluation in evaluations})
         return EvalReport(
             engine=self._engine,
             test_digest=self._test_digest,
             data_digest=self._data_digest,
             prompt_digest=self._prompt,
             evaluations=evaluations,
-            golden=self._golden({evaluation.subject: evaluation for evaluation in evaluations}),
+            golden=golden,
+            golden_digest=golden_digest(golden),
             served_parity=next((done.parity for done in evaluations if done.subject == "candidate"), None),
             scenarios=tuple(pack.scenario for pack in self._packs),
             concurrency=self._config.evaluate.concurrency,
@@ -144,7 +146,7 @@ class Bench:
 
     def _key(self, subject: Subject) -> str:
         facts = (self._config.hardware.name, self._memory, str(self._config.evaluate.concurrency), *self._flags)
-        model = (subject.name, subject.scheme, subject.digest)
+        model = (subject.name, subject.scheme, subject.digest, *((subject.adapter.digest,) if subject.adapter else ()))
         compared = (sha256_file(subject.parity.golden),) if subject.parity else ()
         return text_digest(*model, *compared, self._test_digest, self._prompt, self._engine, *facts)
 
@@ -181,7 +183,7 @@ class Bench:
         return objections
 
     def _start(self, subject: Subject, stack: ExitStack) -> tuple[Engine, PeakMemory]:
-        verify_manifest(subject.path, subject.digest, kept_in=subject.manifest)
+        subject.verify()
         launch = Launch(
             model=subject.path,
             names=(self._config.serving.name,),
@@ -189,6 +191,7 @@ class Bench:
             images=self._config.images,
             hardware=self._config.hardware,
             program=self._program,
+            adapter=subject.adapter,
         )
         started = stack.enter_context(engine(launch, self._folder / subject.name / "engine.log"))
         return started, stack.enter_context(PeakMemory(started.pid, of=self._memory))
@@ -206,7 +209,7 @@ class Bench:
             )
         evaluation = Evaluation(
             subject=subject.name,
-            model_digest=subject.digest,
+            model_digest=subject.own_digest,
             scheme=subject.scheme,
             answers=folder / ANSWERS,
             scores=scores(measured.answers),

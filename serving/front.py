@@ -4,8 +4,9 @@
 
 The switch is a folder: Caddy serves it to its own health check, so that a hold survives every crash of ours.
 
-    ready/open    present: requests go to the engine; absent: they wait, at most serving.hold_seconds
-    ready/down    present: nothing can serve; requests are answered 503 at once
+    ready/open      present: requests go to the engine; absent: they wait, at most serving.hold_seconds
+    ready/down      present: nothing can serve; requests are answered 503 at once
+    ready/stopped   present: a person ended the engine; nobody else starts one, and requests wait
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -24,17 +28,23 @@ from pipelines.config_file import load_config
 from pipelines.config_serving import Serving
 from pipelines.errors import EngineFailed, MachineUnfit, VlmopsError
 from pipelines.keys.store import ensure_default
-from pipelines.launch import environment
 from pipelines.settings import Settings
 from pipelines.system.durable import write_text
-from pipelines.system.processes import end_cleanly_on_sigterm, require_free_port
+from pipelines.system.processes import end_cleanly_on_sigterm, inherited, require_free_port
 from pipelines.system.programs import beside
-from serving.caddyfile import render_caddyfile
+from serving.caddyfile import ADMIN, render_caddyfile
 from serving.keys_service import NAME_HEADER
 from serving.supervise import Ward, supervise
 
 NOTICE_SECONDS = 1.3
-"""Until every health check that began before the switch has ended: interval and timeout, with some to spare."""
+"""Longest wait for Caddy to follow the switch: by then every health check that began before it has ended, by interval
+and timeout, whether or not anybody saw it."""
+
+CHECKS = 3
+"""Health checks that were told of a hold after which all follow it: HTTP and HTTPS check in turn, each by itself."""
+
+REFUSED = re.compile(r'^caddy_http_response_duration_seconds_count\{code="503",.*server="ready"\} (\d+)', re.MULTILINE)
+"""How Caddy counts its own health checks that were told so."""
 
 
 def hold(settings: Settings) -> None:
@@ -49,10 +59,17 @@ def refuse(settings: Settings) -> None:
     write_text(_ready(settings) / "down", "")
 
 
+def stop(settings: Settings) -> None:
+    """Let requests wait, and write down that a person wants it so: until the next release nobody ends that."""
+    hold(settings)
+    write_text(_ready(settings) / "stopped", "")
+
+
 def release(settings: Settings) -> None:
     """Let requests through, those that waited first."""
     _ready(settings).mkdir(parents=True, exist_ok=True)
     (_ready(settings) / "down").unlink(missing_ok=True)
+    (_ready(settings) / "stopped").unlink(missing_ok=True)
     write_text(_ready(settings) / "open", "")
 
 
@@ -66,10 +83,31 @@ def refusing(settings: Settings) -> bool:
     return (_ready(settings) / "down").exists()
 
 
+def stopped(settings: Settings) -> bool:
+    """Whether a person ended the engine, and nothing was released since."""
+    return (_ready(settings) / "stopped").exists()
+
+
 def wait_noticed(settings: Settings) -> None:
-    """Wait until Caddy follows the switch, if it runs."""
-    if in_flight(settings) is not None:
-        time.sleep(NOTICE_SECONDS)
+    """Wait until Caddy follows a hold, if it runs: about 0.3 s, as it counts the checks that were told."""
+    deadline = time.monotonic() + NOTICE_SECONDS
+    with httpx.Client(timeout=NOTICE_SECONDS, trust_env=False) as http:
+        before = _told(http, settings)
+        while before is not None and time.monotonic() < deadline:
+            if (_told(http, settings) or 0) >= before + CHECKS:
+                return
+            time.sleep(0.02)
+
+
+def _told(http: httpx.Client, settings: Settings) -> int | None:
+    """Health checks so far that were told of a hold; None when Caddy does not run."""
+    try:
+        text = http.get(f"http://127.0.0.1:{settings.ready_port}/metrics").text
+    except httpx.ConnectError:
+        return None
+    except httpx.HTTPError:
+        return 0  # too busy to say: the deadline counts
+    return sum(map(int, REFUSED.findall(text)))
 
 
 def in_flight(settings: Settings) -> int | None:
@@ -78,19 +116,33 @@ def in_flight(settings: Settings) -> int | None:
     The engine's own count leaves out those whose images it is still unpacking.
 
     Raises:
-        EngineFailed: Something else than Caddy answers.
+        EngineFailed: Caddy does not say so, or not to us.
     """
-    address = f"http://127.0.0.1:{settings.admin_port}/reverse_proxy/upstreams"
+    admin = settings.serving / ADMIN
     try:
-        answer = httpx.get(address, timeout=5, trust_env=False)
+        with _folder(settings) as folder, httpx.HTTPTransport(uds=f"{folder}/{ADMIN}") as transport:
+            answer = httpx.Client(transport=transport, timeout=5).get("http://127.0.0.1/reverse_proxy/upstreams")
     except httpx.ConnectError:
+        if admin.exists() and not os.access(admin, os.W_OK):
+            raise EngineFailed(f"{admin} is another user's; act as the one that the front runs as") from None
         return None
     except httpx.HTTPError as error:
-        raise EngineFailed(f"{address} does not say how many requests are under way: {error!r}") from None
+        raise EngineFailed(f"{admin} does not say how many requests are under way: {error!r}") from None
     if answer.status_code != httpx.codes.OK:
-        raise EngineFailed(f"{address} answered {answer.status_code}; is admin_port {settings.admin_port} Caddy's?")
+        raise EngineFailed(f"{admin} answered {answer.status_code}; is it Caddy's?")
     engine = f"127.0.0.1:{settings.engine_port}"  # the keys service is listed too
     return sum(int(upstream["num_requests"]) for upstream in answer.json() if upstream["address"] == engine)
+
+
+@contextmanager
+def _folder(settings: Settings) -> Iterator[str]:
+    """The folder that Caddy works in, by a name that is short enough for a socket's path whatever its own is."""
+    settings.serving.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(settings.serving, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def wards(settings: Settings) -> list[Ward]:
@@ -102,7 +154,8 @@ def wards(settings: Settings) -> list[Ward]:
     folder = str(settings.serving / "caddy")
     folders = {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
     keys = [settings.ml_python, "-m", "serving.keys_service"]
-    return [Ward("the keys service", keys, environment(settings)), Ward("Caddy", _caddy(settings, "run"), folders)]
+    facts = {"VLMOPS_HOME": str(settings.home), "VLMOPS_KEYS_PORT": str(settings.keys_port)}
+    return [Ward("the keys service", keys, facts), Ward("Caddy", _caddy(settings, "run"), folders, settings.serving)]
 
 
 def prepare(settings: Settings, serving: Serving) -> None:
@@ -117,7 +170,7 @@ def prepare(settings: Settings, serving: Serving) -> None:
     _ready(settings).mkdir(parents=True, exist_ok=True)
     write_text(_file(settings), render_caddyfile(settings, serving, _ready(settings), NAME_HEADER))
     _, caddy = wards(settings)
-    env = {**os.environ, **caddy.environment}
+    env = {**inherited(secrets=False), **caddy.environment}
     checked = subprocess.run(_caddy(settings, "validate"), env=env, capture_output=True, text=True, check=False)
     if checked.returncode != 0:
         raise MachineUnfit(f"caddy refuses {_file(settings)}: {checked.stderr.strip()[-500:]}")
@@ -142,7 +195,6 @@ def main(argv: list[str] | None = None) -> int:
 def _require_ports(settings: Settings, serving: Serving) -> None:
     require_free_port(settings.front_port, "Caddy; VLMOPS_FRONT_PORT")
     require_free_port(settings.ready_port, "ready; VLMOPS_READY_PORT")
-    require_free_port(settings.admin_port, "admin; VLMOPS_ADMIN_PORT")
     require_free_port(settings.keys_port, "keys; VLMOPS_KEYS_PORT")
     if serving.tls is not None:
         require_free_port(serving.tls.port, "HTTPS; serving.tls.port")

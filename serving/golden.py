@@ -7,15 +7,20 @@ answers otherwise, so that a probe notices when another model than the wanted on
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.errors import BadInput
 from pipelines.evaluation import Answer
-from pipelines.system.durable import write_text
+from pipelines.system.durable import sha256_file, write_text
+from pipelines.system.manifest import text_digest
 from serving.questions import Message, Question, encode
+
+log = logging.getLogger(__name__)
 
 
 class Golden(BaseModel):
@@ -67,8 +72,52 @@ def write_golden(folder: Path, answers: Sequence[Answer], questions: Sequence[Qu
 
 
 def read_golden(path: Path) -> list[Golden]:
-    """The golden answers in a file."""
-    return [Golden.model_validate(json.loads(line)) for line in path.read_text().splitlines()]
+    """The golden answers in a file.
+
+    Raises:
+        BadInput: There is no such file, or it is not whole.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; without golden answers no probe can pass: evaluate and register again")
+    try:
+        return [Golden.model_validate(json.loads(line)) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise BadInput(f"{path} holds no golden answers ({error}); evaluate and register again") from error
+
+
+def verify_golden(path: Path, digest: str | None) -> None:
+    """Check golden answers and their images before a probe counts on them.
+
+    Args:
+        path: The golden file.
+        digest: What `golden_digest` said of it. None: it was registered before there was one, and whoever could write
+            to its folder may have changed what must come again.
+
+    Raises:
+        BadInput: Something is missing, or other than it was.
+    """
+    for image in sorted({image for golden in read_golden(path) for image in golden_images(golden)}):
+        if not (path.parent / image).is_file():
+            raise BadInput(
+                f"{path.parent / image} is missing, which a golden question shows; evaluate and register again"
+            )
+    if digest is None:
+        log.warning("nothing tells whether %s is as it was: register the version again, with a digest", path)
+    elif golden_digest(path) != digest:
+        raise BadInput(f"{path} or an image of it was changed since it was registered; evaluate and register again")
+
+
+def golden_images(golden: Golden) -> list[str]:
+    """Paths of the images that a golden question shows, relative to its file."""
+    parts = (part for message in golden.messages for part in message["content"])
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def golden_digest(path: Path) -> str:
+    """Of the golden questions and answers in a file, and of the images that they are about."""
+    images = sorted({image for golden in read_golden(path) for image in golden_images(golden)})
+    files = [sha256_file(path.parent / image) for image in images]
+    return text_digest(sha256_file(path), *(part for pair in zip(images, files, strict=True) for part in pair))
 
 
 def encoded(golden: Golden, folder: Path) -> list[Message]:

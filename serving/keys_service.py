@@ -198,6 +198,7 @@ def main() -> None:
         host="127.0.0.1",
         port=settings.keys_port,
         lifespan="off",
+        ws="none",  # a request to upgrade is one like others
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import EngineFailed, VlmopsError
+from pipelines.errors import EngineFailed, Unreachable, VlmopsError
 from pipelines.evaluation import COMPLETE
-from serving.client import Client, Reply, served_names
+from serving.client import QUICK, Client, Reply, served_names
 from serving.golden import Golden, encoded, read_golden
 
 REPEATED = 3
@@ -28,6 +29,9 @@ class ProbeResult:
 
     ruined: frozenset[str]
     """Of these, the ones answered by nothing, or by one character over and over."""
+
+    silent: bool = False
+    """Whether a question was left unanswered. After one that took all of its time none is asked: requests may wait."""
 
     @property
     def asked(self) -> int:
@@ -65,10 +69,12 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
 
     Args:
         name: `<model>-v<version>`, which only an engine that serves this version knows.
-        timeout_seconds: For one answer.
+        timeout_seconds: For one answer; the first that does not come in time is the last that is asked for.
 
     Raises:
+        BadInput: The golden file is not whole.
         EngineFailed: The engine serves another version.
+        Unreachable: It does not say what it serves.
     """
     names = served_names(url)
     if name not in names:
@@ -80,6 +86,7 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
         items=tuple(item.item for item in items),
         failures={item.item: failed for item, reply in answered if (failed := _failure(item, reply))},
         ruined=frozenset(item.item for item, reply in answered if _ruined(item, reply)),
+        silent=any(isinstance(reply, Unreachable) for reply in replies),
     )
 
 
@@ -87,8 +94,14 @@ async def _replies(
     url: str, name: str, items: list[Golden], folder: Path, timeout_seconds: float
 ) -> list[Reply | VlmopsError]:
     async with Client(url, timeout_seconds=timeout_seconds) as client:
-        # One after another: the size of a batch may move the last bit of a close decision.
-        return [await _reply(client, name, item, folder) for item in items]
+        replies: list[Reply | VlmopsError] = []
+        patience = min(timeout_seconds, QUICK)
+        for item in items:  # one after another: the size of a batch may move the last bit of a close decision
+            began = time.monotonic()
+            replies.append(await _reply(client, name, item, folder))
+            if isinstance(replies[-1], Unreachable) and time.monotonic() - began >= patience:
+                return replies + replies[-1:] * (len(items) - len(replies))
+        return replies
 
 
 async def _reply(client: Client, name: str, item: Golden, folder: Path) -> Reply | VlmopsError:

@@ -20,10 +20,9 @@ from pipelines.budget.demand import GIB
 from pipelines.budget.serving import kv_tokens, serving_demand
 from pipelines.config import Config
 from pipelines.config_load import Slo
-from pipelines.system.durable import sha256_file
-from pipelines.system.manifest import text_digest
+from pipelines.errors import BadInput
 from serving.engine import environment, options
-from serving.golden import Golden, read_golden
+from serving.golden import golden_digest, read_golden
 from serving.served import Served, served
 
 OF_THIS_MACHINE = {"VLLM_HOST_IP"}
@@ -170,12 +169,17 @@ def describe(config: Config, version: ModelVersion, base: Base, created: datetim
         created: Now.
 
     Raises:
-        BadInput: Its files are not on this machine's disks.
+        BadInput: Its files are not on this machine's disks, or it is an adapter.
     """
     now = served(config, version)
+    if now.adapter is not None:
+        raise BadInput(
+            f"version {version.version} is an adapter on a base, and a release names one folder that an engine loads "
+            f"alone; register a whole model to release it: run again with export.artifact merged"
+        )
     # Elsewhere nobody reloads weights in a running engine: its names and arguments are those of one that is restarted.
     now = now.model_copy(update={"serving": now.serving.model_copy(update={"strategy": "restart"})})
-    kept = {key: value for key, value in environment(now.hardware).items() if key not in OF_THIS_MACHINE}
+    kept = {key: value for key, value in environment(now.serving, now.hardware).items() if key not in OF_THIS_MACHINE}
     arguments = tuple(options(now.serving, now.images, now.hardware))
     return Release(
         created=created,
@@ -215,20 +219,7 @@ def _probes(now: Served) -> Probes:
     return Probes(
         start_seconds=math.ceil(now.serving.start_seconds),
         drain_seconds=math.ceil(now.serving.drain_seconds),
-        golden_digest=golden_digest(now),
+        golden_digest=golden_digest(now.golden),
         golden_count=len(golden),
         golden_match=now.serving.probe_match,
     )
-
-
-def golden_digest(now: Served) -> str:
-    """Of the golden answers and the images they are about."""
-    images = sorted({image for golden in read_golden(now.golden) for image in golden_images(golden)})
-    files = [sha256_file(now.golden.parent / image) for image in images]
-    return text_digest(sha256_file(now.golden), *(part for pair in zip(images, files, strict=True) for part in pair))
-
-
-def golden_images(golden: Golden) -> list[str]:
-    """Paths of the images that a golden question shows, relative to its file."""
-    parts = (part for message in golden.messages for part in message["content"])
-    return [part["image"] for part in parts if part["type"] == "image"]

@@ -31,8 +31,8 @@ from serving.exporters.kserve import to_kserve
 from serving.exporters.place import Claim, Place, vllm_image
 from serving.exporters.production_stack import to_production_stack
 from serving.exporters.rayservice import to_rayservice
-from serving.golden import read_golden
-from serving.release import Release, describe, golden_images
+from serving.golden import golden_images, read_golden
+from serving.release import Release, describe
 from serving.served import served
 
 EXPORTERS: Final[dict[str, Callable[[Release, Place], Document]]] = {
@@ -89,16 +89,8 @@ def find_version(target: str, config: Path, settings: Settings) -> tuple[Run, Mo
     if not target.isdecimal():
         run = Run.open(Path(target))
         return run, run.read(REGISTER)
-    from mlflow.exceptions import MlflowException
-
     registry = Registry(settings, load_config(config).registry.model)
-    try:
-        version = registry.version(int(target))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        known = ", ".join(f"{alias} v{number}" for alias, number in registry.aliases().items()) or "none"
-        raise BadInput(f"{registry.model} has no version {target}; those with an alias: {known}") from None
+    version = registry.version(int(target))
     return Run.open(Path(registry.tags(version.version)["run"])), version
 
 

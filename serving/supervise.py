@@ -6,13 +6,13 @@ One that dies too often is broken, not unlucky; then everything ends, and whoeve
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 from pipelines.embedded.parts import PartFailed
@@ -31,6 +31,11 @@ class Ward:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
+    """Added to ours, of which it gets no secret."""
+
+    folder: Path | None = None
+    """That it works in; ours unless told."""
+
     process: subprocess.Popen[bytes] | None = None
     deaths: deque[float] = field(default_factory=deque)
     """When it died lately, on the monotonic clock."""
@@ -40,7 +45,8 @@ class Ward:
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **self.environment},
+            env={**processes.inherited(secrets=False), **self.environment},
+            cwd=self.folder,
             start_new_session=True,
             preexec_fn=processes.end_with_parent,  # noqa: PLW1509  one system call, no lock
         )
@@ -76,7 +82,7 @@ def supervise(wards: Sequence[Ward], interval: float = 0.1) -> NoReturn:
     Raises:
         PartFailed: One died too often.
     """
-    with _started(wards):
+    with started(wards):
         while True:
             for ward in wards:
                 ward.look()
@@ -84,7 +90,8 @@ def supervise(wards: Sequence[Ward], interval: float = 0.1) -> NoReturn:
 
 
 @contextmanager
-def _started(wards: Sequence[Ward]) -> Iterator[None]:
+def started(wards: Sequence[Ward]) -> Iterator[None]:
+    """Processes for a block, that nobody starts again."""
     try:
         for ward in wards:
             ward.start()

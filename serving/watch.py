@@ -7,7 +7,7 @@ import sys
 import time
 
 from pipelines.config_file import load_config
-from pipelines.errors import VlmopsError
+from pipelines.errors import BadInput, VlmopsError
 from pipelines.registry import Registry
 from pipelines.settings import Settings
 from pipelines.system.processes import end_cleanly_on_sigterm
@@ -19,12 +19,20 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Look, again and again; ends by a signal."""
+    """Look, again and again; ends by a signal. MLflow need not answer: what needs it is tried again.
+
+    Returns:
+        The exit code where nothing can be looked after: a wrong config, or no address of MLflow.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     end_cleanly_on_sigterm()
     settings = Settings()
-    recovery = Recovery(settings, Registry(settings, load_config(settings.config).registry.model))
+    try:
+        recovery = Recovery(settings, Registry(settings, load_config(settings.config).registry.model))
+    except BadInput as error:
+        log.error("%s", error)
+        return error.exit_code
     while True:
         try:
             done = recovery.look()

@@ -1,4 +1,4 @@
-"""Plays the interpreter of an environment: cheap steps, a front, a service and an answer; anything else is real Python.
+"""Plays the interpreter of an environment: cheap steps, a front, a service, its watch and an answer; else real Python.
 
 The one seam of the tests around Airflow: `Settings.ml_python` and `Settings.core_python` point to a script that starts
 this module, so that everything above a step's process is the real thing. What a step is to do is said by files in the
@@ -51,9 +51,14 @@ def main(arguments: list[str]) -> int:
         return _step(Run.open(Path(rest[0])), rest[1])
     if module == "serving.front":
         return _front()
+    if module == "serving.watch":
+        time.sleep(86_400)
     if module == "serving.service":
         (Settings().home / f"service-{rest[0]}").touch()
         return DONE
+    if module == "serving.monitor":
+        (Settings().home / "looked").touch()
+        return int(str(_plan().get("monitor", DONE)))
     if module == "serving.ask":
         print("seven")
         return DONE
@@ -69,8 +74,9 @@ def _step(run: Run, name: str) -> int:
     step, behaviour = STEPS[name], _plan()
     print(f"playing {name}", flush=True)
     if name == behaviour.get("sleeps"):
-        (run.root / "sleeping").write_text(str(os.getpid()))
-        time.sleep(600)
+        with run.claim(step):
+            (run.root / "sleeping").write_text(str(os.getpid()))
+            time.sleep(600)
     codes = dict(behaviour.get("fail", {})).get(name, [])
     attempt = len(list(run.root.glob(f"{name}.attempt*")))
     (run.root / f"{name}.attempt{attempt}").touch()

@@ -1,4 +1,7 @@
-"""The fourth step: merge the adapter, round, prove, write what vLLM loads; once, the base too, to compare with."""
+"""The fourth step: merge the adapter, round, prove, write what vLLM loads; once, the base too, to compare with.
+
+Or, where versions are adapters, write the adapter alone: what it is served on is that same base.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from pipelines.schemes import SCHEMES
 from pipelines.settings import Settings
 from pipelines.system.durable import partial_of
 from pipelines.system.manifest import manifest_digest, verify_manifest
+from training.export_adapter import ADAPTER, Beside
 from training.provenance import open_update
 from training.sources.safety import refuse_code, refuse_unsafe
 from training.weights.checkpoint import Checkpoint, Update, open_checkpoint
@@ -29,18 +33,18 @@ MODEL, MERGED = "model", "merged"
 
 
 def export(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, adapter: Adapter) -> QuantizedModel:
-    """Write the fine-tuned model for serving, and once per machine the base in the same scheme.
+    """Write the fine-tuned model, or the adapter, for serving, and once per machine the base in the same scheme.
 
     Args:
         config: Sections `export`, `images` and `hardware` are used.
-        folder: The step's folder. Gets `model/` and, where asked for, `merged/`.
+        folder: The step's folder. Gets `model/` and, where asked for, `merged/`; or `adapter/`.
         base: The published checkpoint.
         data: Prepared; predictions are compared on its evaluation rows.
         adapter: Trained on exactly this base.
 
     Raises:
-        ExportRejected: The adapter belongs to another base, cannot be merged or is broken, or what was written is not
-            what should have been.
+        ExportRejected: The adapter belongs to another base, cannot be merged, or served beside it, or is broken, or
+            what was written is not what should have been.
         MachineUnfit: Disk or memory is too small.
         SourceRefused: The base or the adapter holds what can run code.
     """
@@ -52,8 +56,10 @@ def export(config: Config, folder: Path, base: BaseSnapshot, data: Dataset, adap
     update = open_update(adapter.path, adapter.digest, checkpoint)
     # The base first: it is kept, so that a second attempt has only the rest to write.
     kept = _base_to_compare(config, checkpoint)
+    if config.export.artifact == "adapter":
+        return _beside(config, folder, Beside(base, checkpoint, kept), update, data)
     made = _make(config, folder, checkpoint, update, data)
-    parity = _compare(config, folder, checkpoint, update, data)
+    parity = _compare(config, folder, checkpoint, update, data, partial_of(folder / MODEL))
     model = _artifact(config, update, made, made.seal()[MODEL], kept, parity)
     if config.export.stored.calibrated and not config.export.keep_merged:
         shutil.rmtree(folder / MERGED)
@@ -90,8 +96,33 @@ def _make(config: Config, folder: Path, checkpoint: Checkpoint, update: Update, 
     return make_calibrated(config, one_pass, folder, MERGED, data, made_from)
 
 
-def _compare(config: Config, folder: Path, checkpoint: Checkpoint, update: Update, data: Dataset) -> Parity | None:
+def _beside(config: Config, folder: Path, beside: Beside, update: Update, data: Dataset) -> QuantizedModel:
+    """Write the adapter alone, and hold base and adapter, as they will be served, against what was trained."""
+    beside.require_servable(config)
+    done = beside.write(folder / ADAPTER, update)
+    parity = _compare(config, folder, beside.checkpoint, update, data, beside.served, folder / ADAPTER)
+    return beside.artifact(config, done, update, parity)
+
+
+def _compare(
+    config: Config,
+    folder: Path,
+    checkpoint: Checkpoint,
+    update: Update,
+    data: Dataset,
+    exported: Path,
+    beside: Path | None = None,
+) -> Parity | None:
     """Hold what the exported model predicts against the base with its adapter.
+
+    Args:
+        config: Of the run.
+        folder: Of the step.
+        checkpoint: The base.
+        update: The adapter as it was trained.
+        data: Has evaluation rows.
+        exported: The written model; the base that is served, where the adapter lies beside it.
+        beside: The written adapter, if it was not merged.
 
     Raises:
         ExportRejected: They differ by more than the config allows.
@@ -111,11 +142,12 @@ def _compare(config: Config, folder: Path, checkpoint: Checkpoint, update: Updat
     parity = measure_parity(
         checkpoint.path,
         update.lora.folder,
-        partial_of(folder / MODEL),
+        exported,
         merged,
         choose_prompts(data.path, encoder, limits.prompts, room),
         device=_device(config),
         folder=folder / "parity",
+        beside=beside,
     )
     require_parity(parity, config.export.stored, limits)
     return parity

@@ -56,8 +56,7 @@ class ServedAdapter:
     def flags(self) -> list[str]:
         """Arguments of `vllm serve` behind the base's folder."""
         module = {"name": self.name, "path": str(self.path), "is_3d_lora_weight": self.updates_experts}
-        rank = next(size for size in MAX_RANKS if size >= self.rank)
-        flags = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", json.dumps(module)]
+        flags = ["--enable-lora", "--max-lora-rank", str(max_rank(self.rank)), "--lora-modules", json.dumps(module)]
         return [*flags, "--enable-tower-connector-lora"] if self.updates_vision else flags
 
     @property
@@ -67,7 +66,7 @@ class ServedAdapter:
 
 
 def export_adapter(lora: LoraReader, base: Path, out: Path, made_from: Mapping[str, str]) -> ServedAdapter:
-    """Write an adapter for vLLM.
+    """Write an adapter for vLLM; its manifest says what an engine must be told to serve it.
 
     Args:
         lora: The adapter, checked on opening.
@@ -88,7 +87,8 @@ def export_adapter(lora: LoraReader, base: Path, out: Path, made_from: Mapping[s
     with full_disk_named(out):
         _write_weights(tensors, partial / WEIGHTS)
         write_text(partial / CONFIG, json.dumps(_config(lora.folder), indent=2, sort_keys=True))
-        write_manifest(partial, made_from=dict(made_from), dtype="bf16")
+        facts = {"max_rank": max_rank(lora.rank), "experts": bool(_stacks(lora)), "vision": _updates_vision(lora)}
+        write_manifest(partial, made_from=dict(made_from), dtype="bf16", lora=facts)
     size = (partial / WEIGHTS).stat().st_size
     commit(partial, out)
     return ServedAdapter(
@@ -98,8 +98,13 @@ def export_adapter(lora: LoraReader, base: Path, out: Path, made_from: Mapping[s
         tensors=len(tensors),
         size_bytes=size,
         updates_experts=bool(_stacks(lora)),
-        updates_vision=any(".visual." in name for name in lora.targets),
+        updates_vision=_updates_vision(lora),
     )
+
+
+def max_rank(rank: int) -> int:
+    """The least value of `--max-lora-rank` that serves a rank."""
+    return next(size for size in MAX_RANKS if size >= rank)
 
 
 def _require_servable(lora: LoraReader) -> None:
@@ -123,6 +128,10 @@ def _stacks(lora: LoraReader) -> dict[str, list[str]]:
         if module.endswith(".experts"):
             found.setdefault(module, []).append(leaf)
     return found
+
+
+def _updates_vision(lora: LoraReader) -> bool:
+    return any(".visual." in name for name in lora.targets)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipelines.budget.base import Base
 from pipelines.budget.demand import GIB, Demand, Line
 from pipelines.budget.shape import ModelShape
+from pipelines.budget.training import lora_parameters
 from pipelines.config import Config, Images
 from pipelines.schemes import Scheme
 
@@ -53,7 +54,7 @@ def serving_demand(config: Config, base: Base, scheme: Scheme, *, name: str) -> 
     """
     length = config.serving.max_model_len
     if config.hardware.device == "cuda":
-        beside = list(_on_card(config, base.shape))
+        beside = [*_on_card(config, base.shape), *_adapter(config, base.shape)]
         cache = Line("KV cache", length * kv_bytes(base.shape), f"one sequence of {length:,} tokens")
     else:
         beside = [Line("process", PROCESS_BYTES, "Python, PyTorch, vLLM")]
@@ -122,6 +123,13 @@ def _on_card(config: Config, shape: ModelShape) -> Iterator[Line]:
     tokens = max(config.serving.max_num_batched_tokens, image_tokens(config.images, shape))
     why = f"{tokens:,} tokens in a batch, all of them visual"
     yield Line("activations", tokens * max(_vision_bytes(shape), _layer_bytes(shape)), why)
+
+
+def _adapter(config: Config, shape: ModelShape) -> Iterator[Line]:
+    """Where versions are adapters: vLLM keeps a place for one in every layer that could have it, adapted or not."""
+    if config.export.artifact == "adapter":
+        parameters, rank = lora_parameters(shape, "attention+experts", config.lora.rank), config.lora.rank
+        yield Line("adapter", BF16_BYTES * parameters, f"{parameters / 1e6:,.1f} M in bf16, rank {rank}")
 
 
 def image_tokens(images: Images, shape: ModelShape) -> int:

@@ -53,6 +53,8 @@ def _of_the_line(run: Run, scheme: Name, group: int) -> Model | None:
     if not run.finished(EXPORT):
         return None
     made = run.read(EXPORT)
+    if made.served_base_path is not None:
+        return None  # an adapter; schemes are compared as whole models
     if made.scheme == scheme and made.group_size in {None, group}:
         return Model(made.path, made.digest)
     if scheme == "bf16" and made.merged_path is not None and made.merged_digest is not None:

@@ -91,7 +91,6 @@ def demo_settings(settings: Settings) -> Settings:
             "front_port": free_port(),
             "engine_port": free_port(),
             "ready_port": free_port(),
-            "admin_port": free_port(),
             "keys_port": free_port(),
         }
     )

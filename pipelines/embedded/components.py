@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.embedded import mlflow_server
-from pipelines.launch import environment
+from pipelines.launch import BRIEF, environment
 from pipelines.settings import ROOT, Settings
 from pipelines.system.credentials import credential
 from pipelines.system.durable import write_text
@@ -44,7 +44,12 @@ def airflow_components(settings: Settings) -> dict[str, list[str]]:
 def independent_components(settings: Settings, ports: Ports, *, own_mlflow: bool) -> dict[str, list[str]]:
     """The parts that need nothing of Airflow."""
     mlflow = {"mlflow": mlflow_server.command(settings, ports.mlflow)} if own_mlflow else {}
-    return {"front": [settings.ml_python, "-m", "serving.front"], **mlflow}
+    brief = [f"{name}={value}" for name, value in BRIEF.items()]
+    return {
+        "front": [settings.ml_python, "-m", "serving.front"],
+        **mlflow,
+        "watch": ["env", *brief, settings.ml_python, "-m", "serving.watch"],
+    }
 
 
 def stack_environment(settings: Settings, ports: Ports) -> dict[str, str]:

@@ -30,7 +30,7 @@ from pipelines.embedded.components import ADMIN, Ports
 from pipelines.embedded.parts import PartFailed, Parts
 from pipelines.embedded.state import StackState
 from pipelines.errors import DONE, Unreachable
-from pipelines.launch import environment
+from pipelines.launch import BRIEF, environment
 from pipelines.registry import Registry
 from pipelines.settings import ROOT, Settings
 from pipelines.system.processes import free_port, require_free_port
@@ -101,8 +101,9 @@ class Stack:
         require_free_port(self.settings.front_port, "the serving front; VLMOPS_FRONT_PORT")
         require_free_port(self.settings.engine_port, "the vLLM engine; VLMOPS_ENGINE_PORT")
         require_free_port(self.settings.ready_port, "the front's readiness; VLMOPS_READY_PORT")
-        require_free_port(self.settings.admin_port, "the front's admin endpoint; VLMOPS_ADMIN_PORT")
         require_free_port(self.settings.keys_port, "the front's keys service; VLMOPS_KEYS_PORT")
+        if (self.settings.serving / "serving.json").is_file():
+            self._stop_service()  # its engine is gone; `serve_again` decides what serves, and no supervisor before it
         state = StackState(
             pid=os.getpid(),
             mark=self._mark,
@@ -133,14 +134,20 @@ class Stack:
 
     def _stop(self) -> None:
         with _uninterrupted():
+            stopped = self._stop_service()  # first: requests under way end through the front
             self._parts.stop(STOP_SECONDS)
-            # The engine outlives the step that started it; its own stop lets requests in flight end.
-            stop_service = [self.settings.ml_python, "-m", "serving.service", "stop"]
-            with (self.settings.state / "logs" / "service-stop.log").open("w") as output:
-                subprocess.run(
-                    stop_service, env=environment(self.settings), stdout=output, stderr=subprocess.STDOUT, check=False
-                )
+            if not stopped:  # a promotion was under way, which has ended now
+                self._stop_service()
             stack_state.end_marked(self._mark)
+
+    def _stop_service(self) -> bool:
+        """End the engine, which outlives the step that started it, and say whether that was possible."""
+        command = [self.settings.ml_python, "-m", "serving.service", "stop"]
+        env = {**BRIEF, **environment(self.settings)}
+        (logs := self.settings.state / "logs").mkdir(parents=True, exist_ok=True)
+        with (logs / "service-stop.log").open("a") as output:
+            ended = subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, check=False)
+        return ended.returncode == DONE
 
 
 def run_stack(settings: Settings) -> int:

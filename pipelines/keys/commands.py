@@ -1,4 +1,4 @@
-"""`vlmops keys`: keys added, listed, revoked."""
+"""`vlmops keys`: keys added, listed, rotated, revoked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import DONE
-from pipelines.keys.store import PER_MINUTE, Key, add_key, keys_file, read_keys, revoke_key
+from pipelines.keys.store import (
+    CREDENTIAL,
+    DEFAULT,
+    PER_MINUTE,
+    Key,
+    add_key,
+    keys_file,
+    read_keys,
+    revoke_key,
+    rotate_key,
+)
 from pipelines.settings import Settings
 
 
@@ -24,6 +34,9 @@ def add_keys(command: argparse.ArgumentParser) -> None:
     add.add_argument("--days", type=float, metavar="N", help="until it expires; never, unless told")
     add.set_defaults(command=_add)
     verbs.add_parser("list", help="names, limits and standing of all keys").set_defaults(command=_list)
+    rotate = verbs.add_parser("rotate", help="put another key in the place of one, which opens nothing any more")
+    rotate.add_argument("name", help=f"{DEFAULT}: the key of this machine's own commands")
+    rotate.set_defaults(command=_rotate)
     revoke = verbs.add_parser("revoke", help="let a key open nothing any more, at once")
     revoke.add_argument("name")
     revoke.set_defaults(command=_revoke)
@@ -32,9 +45,13 @@ def add_keys(command: argparse.ArgumentParser) -> None:
 def _add(args: argparse.Namespace) -> int:
     settings = Settings()
     key = add_key(settings, args.name, per_minute=args.per_minute, burst=args.burst, days=args.days)
+    _show(key, settings)
+    return DONE
+
+
+def _show(key: str, settings: Settings) -> None:
     sys.stdout.write(f"{key}\n")  # alone on standard output, so that it can be piped to where it belongs
     sys.stderr.write(f"this is the only time that it is shown; its hash is in {keys_file(settings)}\n")
-    return DONE
 
 
 def _list(args: argparse.Namespace) -> int:  # noqa: ARG001  every command has the arguments
@@ -55,6 +72,16 @@ def _row(key: Key) -> tuple[str, ...]:
         "never" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M} UTC",
         key.standing(datetime.now(UTC)),
     )
+
+
+def _rotate(args: argparse.Namespace) -> int:
+    settings = Settings()
+    key = rotate_key(settings, args.name)
+    if args.name == DEFAULT:
+        sys.stderr.write(f"this machine's commands send the new key of {settings.state / 'secrets' / CREDENTIAL} now\n")
+    else:
+        _show(key, settings)
+    return DONE
 
 
 def _revoke(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,11 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipelines.errors import BadInput
 from pipelines.settings import Settings
-from pipelines.system.credentials import credential
+from pipelines.system.credentials import credential, write_credential
 from pipelines.system.durable import write_bytes
 
 DEFAULT = "default"
 """The key of this machine's own commands; the only one that is also kept in the clear, for them to send."""
+
+CREDENTIAL = "front_key"
+"""Where it is kept so."""
 
 PER_MINUTE = 600
 """Of a key for which nothing else is said."""
@@ -106,7 +109,7 @@ def add_key(
     """Make a key and return it; it is nowhere to be read afterwards.
 
     Args:
-        name: May be that of a revoked key.
+        name: May be that of a revoked key, which stays revoked.
         per_minute: Requests a minute. None: no limit.
         burst: Requests at once; a tenth of the minute's unless told.
         days: Until it expires. None: never.
@@ -114,12 +117,35 @@ def add_key(
     Raises:
         BadInput: The name is taken or no name, or a limit is no number above 0.
     """
-    key = PREFIX + secrets.token_urlsafe(32)
+    if name == DEFAULT:
+        raise BadInput(f"{DEFAULT} is the key of this machine's own commands; `vlmops keys rotate {DEFAULT}` renews it")
+    key = _random()
     with _changing(settings) as keys:
         if any(other.name == name and other.revoked is None for other in keys):
             raise BadInput(f"there is a key {name}; `vlmops keys revoke {name}` first, or choose another name")
-        made = _make(name, digest(key), per_minute, burst, days)
-        keys[:] = [*(other for other in keys if other.name != name), made]
+        keys.append(_make(name, digest(key), per_minute, burst, days))
+    return key
+
+
+def rotate_key(settings: Settings, name: str) -> str:
+    """Revoke a key and return another one of that name, limits and end, in one change.
+
+    Args:
+        name: `default` may be one that was revoked, and its new key is put where this machine's commands find it.
+
+    Raises:
+        BadInput: There is none of that name.
+    """
+    if name == DEFAULT:
+        ensure_default(settings)
+    key = _random()
+    with _changing(settings) as keys:
+        at = max(at for at, old in enumerate(keys) if old.name == name) if name == DEFAULT else _living(keys, name)
+        old, now = keys[at], datetime.now(UTC)
+        if name == DEFAULT:  # before its hash: killed between the two, the next start of the front lets it in
+            write_credential(settings.state, CREDENTIAL, key)
+        keys[at] = old.model_copy(update={"revoked": old.revoked or now})
+        keys.append(old.model_copy(update={"sha256": digest(key), "created": now, "revoked": None}))
     return key
 
 
@@ -130,27 +156,37 @@ def revoke_key(settings: Settings, name: str) -> None:
         BadInput: There is none of that name.
     """
     with _changing(settings) as keys:
-        at = next((at for at, key in enumerate(keys) if key.name == name and key.revoked is None), None)
-        if at is None:
-            known = ", ".join(key.name for key in keys if key.revoked is None) or "none"
-            raise BadInput(f"there is no key {name} to revoke; there are: {known}")
+        at = _living(keys, name)
         keys[at] = keys[at].model_copy(update={"revoked": datetime.now(UTC)})
 
 
 def ensure_default(settings: Settings) -> None:
-    """Let in the key that this machine's own commands send, unless it was revoked."""
-    expected = digest(credential(settings.state, "front_key"))
-    known = next((key for key in read_keys(settings) if key.name == DEFAULT), None)
-    if known is not None and (known.revoked is not None or known.sha256 == expected):
-        return
+    """Let in the key that this machine's own commands send, unless it was revoked: only `rotate_key` ends that."""
+    expected = digest(credential(settings.state, CREDENTIAL))
     with _changing(settings) as keys:
-        others = [key for key in keys if key.name != DEFAULT]
-        keys[:] = [_make(DEFAULT, expected, None, None, None), *others]
+        known = [key for key in keys if key.name == DEFAULT]
+        living = [key for key in known if key.revoked is None]
+        revoked = bool(known) and not living
+        if not revoked and all(key.sha256 != expected for key in known):
+            keys[:] = [*(key for key in keys if key not in living), _make(DEFAULT, expected, None, None, None)]
 
 
 def digest(key: str) -> str:
     """What is kept of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _random() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def _living(keys: Sequence[Key], name: str) -> int:
+    """Where the key of a name is that was not revoked."""
+    at = next((at for at, key in enumerate(keys) if key.name == name and key.revoked is None), None)
+    if at is None:
+        known = ", ".join(key.name for key in keys if key.revoked is None) or "none"
+        raise BadInput(f"there is no key {name} that was not revoked; there are: {known}")
+    return at
 
 
 def _make(name: str, sha256: str, per_minute: int | None, burst: int | None, days: float | None) -> Key:

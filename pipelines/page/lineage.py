@@ -46,7 +46,10 @@ def _made(run: Run) -> Iterator[Origin]:
         trained = f"{adapter.trainable_parameters:,} parameters, step {adapter.best_step} of {adapter.steps}"
         yield Origin("adapter", trained, adapter.digest)
     if model := result(run, EXPORT):
-        yield Origin("export", f"{model.scheme}, {size(model.size_bytes)}", model.digest)
+        scheme = model.scheme if model.served_base_path is None else f"adapter on the base in {model.scheme}"
+        yield Origin("export", f"{scheme}, {size(model.size_bytes)}", model.digest)
+        if model.served_base_digest is not None:
+            yield Origin("served base", model.scheme, model.served_base_digest)
 
 
 def _asked(report: EvalReport) -> Iterator[Origin]:

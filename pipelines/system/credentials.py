@@ -17,6 +17,12 @@ def credential(folder: Path, name: str) -> str:
     """
     path = folder / "secrets" / name
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_text(path, secrets.token_urlsafe(24), mode=0o600)
+        write_credential(folder, name, secrets.token_urlsafe(24))
     return path.read_text()
+
+
+def write_credential(folder: Path, name: str, secret: str) -> None:
+    """Let the secret of that name be this one from now on."""
+    path = folder / "secrets" / name
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_text(path, secret, mode=0o600)

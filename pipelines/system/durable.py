@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -39,11 +40,21 @@ def commit(partial: Path, path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log that is only ever appended to; durable on return."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Append one line to a log that is only ever appended to; durable on return.
+
+    What a crash left of an earlier line is ended first: else it would take this one with it.
+    """
+    with path.open("ab+") as file:
+        file.write(b"" if _ends_a_line(file) else b"\n")
+        file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    return file.read(1) in {b"", b"\n"}
 
 
 def sha256_file(path: Path) -> str:

@@ -20,8 +20,14 @@ import psutil
 
 from pipelines.errors import MachineUnfit, VlmopsError
 
-SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?|CONN)(_|$)")
+SECRET = re.compile(
+    r"""(?ix) ( TOKENS? | KEY | SECRETS? | PASSWORD | PASSWD | PASSPHRASE | CREDENTIALS? | _PWD
+    | (^|_) ( AUTH | PASS | PAT | CONN | DSN | WEBHOOK | BROKER_URL | RESULT_BACKEND | DATABASE_UR[IL] ) ) (_|$)"""
+)
 """What environment variables that hold a secret have in their names."""
+
+CREDENTIALS = re.compile(r"://[^/\s@]+@")
+"""An address, such as a proxy's, with a name, a password or a token in it."""
 
 
 def free_port() -> int:
@@ -63,13 +69,15 @@ def start(
     *,
     outlives_us: bool = True,
     secrets: bool = True,
+    folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a command as the leader of its own process group, its output appended to `log`.
 
     Args:
         env: Added to this process's environment.
         outlives_us: False: it gets SIGTERM when this process ends in any way, also by SIGKILL.
-        secrets: False: of this process's environment, whatever is named as a secret is kept from it.
+        secrets: Whether it gets those of this process's environment.
+        folder: That it works in; this process's unless told.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -78,14 +86,22 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**_inherited(secrets=secrets), **(env or {})},
+            env={**inherited(secrets=secrets), **(env or {})},
+            cwd=folder,
             start_new_session=True,
             preexec_fn=None if outlives_us else end_with_parent,  # noqa: PLW1509  one system call, no lock
         )
 
 
-def _inherited(*, secrets: bool) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if secrets or not SECRET.search(name)}
+def inherited(*, secrets: bool) -> dict[str, str]:
+    """This process's environment; without secrets, whatever is named as one or is an address with credentials is not
+    there.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if secrets or not (SECRET.search(name) or CREDENTIALS.search(value))
+    }
 
 
 def stop(pid: int, grace_seconds: float = 20) -> None:
@@ -102,6 +118,18 @@ def stop(pid: int, grace_seconds: float = 20) -> None:
     _alive_after(stubborn, grace_seconds)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # whoever was started by a member that was gone before we looked
+
+
+def end_group(pid: int, grace_seconds: float) -> None:
+    """End the process group that a process belongs to: SIGTERM to its leader, after the grace SIGKILL to the group.
+
+    What its members started in groups of their own is left to them: an engine in service outlives who started it.
+    """
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        group = os.getpgid(pid)
+        os.kill(group, signal.SIGTERM)
+        _alive_after([psutil.Process(group)], grace_seconds)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _alive_after(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -139,10 +167,10 @@ def end_cleanly_on_sigterm() -> None:
 
 @contextmanager
 def running(
-    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A started command, stopped on leaving the block."""
-    process = start(command, log, env, outlives_us=False)
+    process = start(command, log, env, outlives_us=False, folder=folder)
     try:
         yield process
     finally:
@@ -160,6 +188,22 @@ def wait_until(
             raise failure()
         time.sleep(interval)
     return time.monotonic() - began
+
+
+def carries(pid: int, variable: str) -> bool:
+    """Whether a process was started with a variable in its environment; False if it is gone or not ours to see."""
+    try:
+        return variable in psutil.Process(pid).environ()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def output(pid: int) -> Path | None:
+    """The file that a process writes to, by its name of now or its last one; None of who is gone or another user's."""
+    try:
+        return Path(str(Path(f"/proc/{pid}/fd/1").readlink()).removesuffix(" (deleted)"))
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def tail(log: Path, lines: int = 15) -> str:

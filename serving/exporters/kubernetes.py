@@ -15,8 +15,9 @@ LEAVE_SECONDS = 15
 
 
 def object_name(release: Release) -> str:
-    """The public name as Kubernetes allows it: at most 63 of a-z, 0-9 and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", release.name)[:63].strip("-")
+    """The public name as a Service may have it (RFC 1035): at most 63 of a-z, 0-9 and hyphens, and a letter first."""
+    name = re.sub(r"[^a-z0-9]+", "-", release.name).strip("-")
+    return (name if name[:1].isalpha() else f"model-{name}")[:63].strip("-")
 
 
 def identity(release: Release) -> dict[str, str]:

@@ -20,6 +20,7 @@ State = Literal[
     "stop",
     "start",
     "reload",
+    "adapter",
     "probe",
     "release",
     "watch",

@@ -27,6 +27,11 @@ class Held:
         self._before, self._since = self.seconds, None
 
     @property
+    def now(self) -> bool:
+        """Whether requests wait for this promotion."""
+        return self._since is not None
+
+    @property
     def seconds(self) -> float:
         """All holds so far, the one that goes on included."""
         return self._before + (0.0 if self._since is None else time.monotonic() - self._since)

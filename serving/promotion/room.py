@@ -14,7 +14,8 @@ def require_room(version: Served) -> None:
     Raises:
         EngineFailed: Says how much is needed, how much there is, and what to change.
     """
-    weights = sum(file.stat().st_size for file in version.model.glob("*.safetensors")) / GIB
+    folders = [version.model] if version.adapter is None else [version.model, version.adapter.path]
+    weights = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")) / GIB
     hardware, serving = version.hardware, version.serving
     card = hardware.device == "cuda"
     cache = 0.0 if card else serving.kv_cache_gib

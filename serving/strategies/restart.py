@@ -8,6 +8,7 @@ from pipelines.errors import MachineUnfit
 from pipelines.settings import Settings
 from pipelines.system.processes import port_is_free, wait_until
 from serving.engine import VLLM, Engine, start_in_service
+from serving.memory import wait_for_room
 from serving.probe import ProbeResult
 from serving.promotion.deploy_log import Note
 from serving.served import Served, running
@@ -35,13 +36,14 @@ class Restart:
         """Start `new` in place of whatever runs.
 
         Raises:
-            EngineFailed: It died, did not answer in time, or answers otherwise than when it was measured.
+            EngineFailed: The card is full, or it died, did not answer in time, or answers otherwise than when measured.
             MachineUnfit: Something else listens on the engine's port.
         """
         for pid, log in running(self._settings).items():
             self._note("stop", f"{log.stem}, process {pid}")
             stop_engine(self._settings, pid, log)
         wait_until(self._port_is_free, PORT_SECONDS, self._port_is_taken, interval=0.05)
+        wait_for_room(new.serving, new.hardware)
         log = new.log(self._settings)
         started = start_in_service(new.launch(self._program), self._settings.engine_port, log)
         self._note("start", f"{log.stem}, process {started.pid}")

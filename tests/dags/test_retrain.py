@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import AssetOrTimeSchedule
 from airflow.sdk.exceptions import ParamValidationError
 
+from pipelines.assets import new_data, retrain_schedule
+from pipelines.dag_runs import why
 from pipelines.run import Run, runs_below
 from pipelines.settings import Settings
 from pipelines.steps import GATE, REGISTER, RETRAIN
@@ -32,7 +35,7 @@ def test_an_accepted_candidate_goes_through_and_is_announced(run_dag: RunDag, ma
     assert states(run) == dict.fromkeys(["open_run", *(step.name for step in RETRAIN)], "success")
     ours = the_run(machine)
     assert ours.config.lora.rank == 4
-    assert json.loads((ours.root / "request.json").read_text())["reason"] == "a test"
+    assert ours.asked() == {"trigger": "hand", "reason": "a test"}
     assert run.get_task_instance("register").xcom_pull(task_ids="register")["version"] == 1
     assert _announced() == {"run": ours.name, **ours.read(REGISTER).model_dump(mode="json")}
 
@@ -94,6 +97,43 @@ def test_a_config_that_may_not_be_used_or_is_wrong_opens_no_run(
     assert run.state == "failed"
     assert states(run)["open_run"] == "failed"
     assert not machine.runs.exists() or runs_below(machine.runs) == []
+
+
+FROM_WATCHER = {"from_trigger": True, "payload": {"new": 120, "address": "/data/shop"}}
+
+
+@pytest.mark.parametrize(
+    ("run_type", "reason", "events", "trigger", "told"),
+    [
+        ("manual", "new shelves", {}, "hand", "new shelves"),
+        ("scheduled", "", {}, "schedule", "its time had come"),
+        ("asset_triggered", "", {"retrain_requested": [{"reason": "old"}, {"reason": "inputs changed"}]}, "monitoring",
+         "inputs changed"),
+        ("asset_triggered", "", {"new_data": [FROM_WATCHER]}, "data", "120 new files in /data/shop"),
+        ("asset_triggered", "", {"new_data": [{"from_rest_api": True}]}, "data", "some new files in the data"),
+        ("asset_triggered", "", {"new_data": [FROM_WATCHER], "retrain_requested": [{}]}, "monitoring",
+         "no reason given"),
+    ],
+)  # fmt: skip
+def test_what_started_a_run_and_why_is_known(
+    run_type: str, reason: str, events: dict[str, list[dict[str, Any]]], trigger: str, told: str
+) -> None:
+    assert why(run_type, reason, events) == {"trigger": trigger, "reason": told}
+
+
+def test_the_clock_new_data_and_the_monitor_start_the_same_dag(bag: Any) -> None:
+    for cron in (None, "0 3 * * 0"):
+        schedule = retrain_schedule(Settings(retrain_schedule=cron))
+        assets = getattr(schedule, "asset_condition", schedule)
+        assert {asset.name for asset in assets.objects} == {"new_data", "retrain_requested"}
+        assert isinstance(schedule, AssetOrTimeSchedule) == (cron is not None)
+    assert bag.dags["retrain"].max_active_runs == 1
+
+
+def test_data_is_watched_only_where_the_settings_name_a_place(tmp_path: Path) -> None:
+    assert new_data(Settings(data_watch=None)).watchers == []
+    (watcher,) = new_data(Settings(data_watch=str(tmp_path), data_watch_minimum=7)).watchers
+    assert watcher.trigger.serialize()[1] == {"address": str(tmp_path), "minimum": 7, "poll_seconds": 300.0}
 
 
 def _announced() -> dict[str, Any] | None:

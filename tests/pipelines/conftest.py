@@ -12,9 +12,15 @@ from pipelines.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server keeps what it is told."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(mlflow_home: Path) -> Iterator[str]:
     """The address of a server that is there for the whole session."""
-    with mlflow_server(Settings(home=tmp_path_factory.mktemp("mlflow"))) as uri:
+    with mlflow_server(Settings(home=mlflow_home)) as uri:
         yield uri
 
 

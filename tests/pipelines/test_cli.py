@@ -63,7 +63,10 @@ def test_flags_do_not_grow_one_per_field() -> None:
     }  # there is no config
     common = {"-h", "--help", "--set", "--name", "--config", "--version", "--reason", "--keep"}
     release = {"--format", "--claim", "--image", "--ray-image"}  # of the place that it goes to
-    assert flags == common | alone | release | {"--against", "--schemes", "--questions"}
+    watch = {"--every", "--listen"}  # how long it looks, and who may ask
+    changes = {"--yes", "--force", "--models"}  # what is deleted, overwritten, or kept in a backup
+    named = common | alone | release | watch | changes
+    assert flags == named | {"--against", "--schemes", "--questions"}
 
 
 EXPORT_ARGUMENTS = (

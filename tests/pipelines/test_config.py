@@ -193,3 +193,24 @@ def test_a_section_that_is_said_twice_is_refused(tmp_path: Path) -> None:
     path.write_text((ROOT / "configs" / "smoke.yaml").read_text() + "\ngate: {}\n")
     with pytest.raises(ConfigError, match="'gate' is said twice"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"serving__strategy": "adapter"}, "set export.artifact adapter too"),
+        ({"export__artifact": "adapter", "serving__strategy": "reload"}, "reload swaps whole models"),
+        ({"export__artifact": "adapter", "export__scheme": "gptq_int8"}, "calibrated for each run; set int8_w8a8"),
+        ({"export__artifact": "adapter"}, "on a CPU needs export.scheme bf16"),
+        ({"export__artifact": "adapter", "export__scheme": "bf16"}, "keep_merged needs export.artifact merged"),
+    ],
+)
+def test_adapters_that_could_not_be_served_are_refused(changes: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(write(tmp_path, **changes))
+
+
+def test_an_adapter_and_its_strategy_go_together(tmp_path: Path) -> None:
+    changes = {"export__artifact": "adapter", "export__scheme": "bf16", "export__keep_merged": False}
+    for strategy in ("auto", "restart", "adapter"):
+        assert load_config(write(tmp_path, **changes, serving__strategy=strategy)).serving.strategy == strategy

@@ -10,7 +10,7 @@ from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.launch import command, step_environment
 from pipelines.run import Run
 from pipelines.settings import Settings
-from pipelines.steps import DOWNLOAD, EXPORT, FINETUNE, PREPARE
+from pipelines.steps import DOWNLOAD, EXPORT, FINETUNE, PREPARE, PROMOTE
 from tests.pipelines.finished_run import adapter, config
 
 BASE = BaseSnapshot(
@@ -71,3 +71,15 @@ def test_what_the_machine_says_of_the_allocator_wins(
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
     run = _run(tmp_path / "run", device="cuda", capability=(8, 9))
     assert step_environment(FINETUNE, run.root, settings)["PYTORCH_ALLOC_CONF"] == "backend:cudaMallocAsync"
+
+
+def test_who_promotes_does_not_wait_minutes_for_mlflow_unless_told(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retries = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    monkeypatch.delenv(retries, raising=False)
+    run = _run(tmp_path / "run")
+    assert step_environment(PROMOTE, run.root, settings)[retries] == "2"
+    assert retries not in step_environment(EXPORT, run.root, settings)
+    monkeypatch.setenv(retries, "9")
+    assert step_environment(PROMOTE, run.root, settings)[retries] == "9"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from tests import airflow_home  # noqa: F401  # isort: skip  before airflow is imported
 
 import logging
+import os
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,7 +22,8 @@ from pipelines import operators
 from pipelines.config import Config
 from pipelines.dag_runs import run_root
 from pipelines.errors import BadInput, StepFailed, Unreachable
-from pipelines.operators import StepOperator, bad_input_is_final, leave_reason
+from pipelines.launch import command
+from pipelines.operators import BY_AIRFLOW, StepOperator, bad_input_is_final, leave_reason
 from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, FINETUNE, GATE, PROMOTE, TARGET
@@ -112,6 +116,34 @@ def test_a_killed_task_leaves_no_process_of_its_step(machine: Settings, run: Run
     thread.join(10)
     assert outcome
     assert not psutil.pid_exists(int(sleeping.read_text()))
+
+
+def left_behind(machine: Settings, run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A step that runs while nobody watches it."""
+    fake_python.plan(machine.home, sleeps="download")
+    step = command(DOWNLOAD, run.root, Settings(), again=True)
+    process = subprocess.Popen(step, env={**os.environ, **environment}, start_new_session=True)
+    while run.claimant(DOWNLOAD) is None and process.poll() is None:
+        time.sleep(0.05)
+    fake_python.plan(machine.home)
+    return process
+
+
+def test_a_retry_ends_what_a_killed_attempt_left_behind(machine: Settings, run: Run) -> None:
+    orphan = left_behind(machine, run, {BY_AIRFLOW: run.name})
+    assert StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})["source"] == "builtin://x"
+    assert orphan.wait(10) == -signal.SIGTERM
+    assert run.claimant(DOWNLOAD) is None
+
+
+def test_a_step_that_a_person_started_is_left_alone(machine: Settings, run: Run) -> None:
+    theirs = left_behind(machine, run, {})
+    try:
+        StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})
+        assert theirs.poll() is None
+    finally:
+        theirs.kill()
+        theirs.wait()
 
 
 def test_only_gpu_steps_take_the_pool_and_the_queue(tmp_path: Path) -> None:

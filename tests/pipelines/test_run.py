@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.config import Config
 from pipelines.config_file import load_config
-from pipelines.errors import BadInput, RunConflict
+from pipelines.errors import AlreadyRunning, BadInput, RunConflict
 from pipelines.run import Run, run_name, runs_below
 from pipelines.settings import ROOT
 from pipelines.status import show_runs
@@ -119,8 +120,16 @@ def test_a_config_of_another_version_is_named_and_hides_no_other_run(
 
 
 def test_a_step_runs_once_at_a_time(run: Run) -> None:
-    with run.claim(DOWNLOAD), pytest.raises(RunConflict, match="already running"), run.claim(DOWNLOAD):
+    with run.claim(DOWNLOAD), pytest.raises(AlreadyRunning, match=rf"\(process {os.getpid()}\)"), run.claim(DOWNLOAD):
         pass
+
+
+def test_who_runs_a_step_is_known_for_as_long_as_it_runs(run: Run) -> None:
+    assert run.claimant(DOWNLOAD) is None
+    for _ in range(2):
+        with run.claim(DOWNLOAD):
+            assert run.claimant(DOWNLOAD) == os.getpid()
+    assert run.claimant(DOWNLOAD) is None
 
 
 def test_a_success_clears_the_failure(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -30,6 +31,15 @@ def test_a_failures_reason_is_shown_as_it_is(settings: Settings, capsys: pytest.
     show_run(run)
     show_runs(settings.runs)
     assert shown(capsys.readouterr().out).count("[/dev/shm]") == 2
+
+
+def test_what_started_a_run_and_why_is_shown_as_it_is(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.create(settings.runs / "asked", config("unused"))
+    show_run(run)
+    assert "started by" not in capsys.readouterr().out
+    run.request.write_text(json.dumps({"dag": "retrain", "trigger": "monitoring", "reason": REASON}))
+    show_run(run)
+    assert f"started by: monitoring: {REASON}" in capsys.readouterr().out
 
 
 def test_the_demos_reasons_are_shown_as_they_are(settings: Settings) -> None:

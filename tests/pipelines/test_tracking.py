@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.steps import EVALUATE, FINETUNE
 from pipelines.tracking import (
     answering,
     client,
+    file_address,
     flatten,
     metric_name,
     note_failure,
@@ -44,6 +46,17 @@ def test_a_run_is_published_whole(tracked: Settings) -> None:
     assert "finetune/loss.png" in {f.path for f in mlflow.list_artifacts(run_id, "finetune")}
     assert "evaluate/candidate/answers.parquet" in {f.path for f in mlflow.list_artifacts(run_id, "evaluate/candidate")}
     assert mlflow.get_run(run_id).info.status == "FINISHED"
+
+
+def test_who_asked_and_why_is_on_the_page_and_links_lead_where_people_see_it(tracked: Settings) -> None:
+    run = evaluated_run(tracked, "asked", "t-asked")
+    run.request.write_text(json.dumps({"trigger": "data", "reason": "120 new files"}))
+    run_id = publish(run, tracked)
+    tags = client(tracked).get_run(run_id).data.tags
+    assert (tags["vlmops.trigger"], tags["vlmops.reason"]) == ("data", "120 new files")
+    elsewhere = tracked.model_copy(update={"mlflow_page": "http://pages.example:81"})
+    assert file_address(run_id, "a.html", tracked).startswith(f"{tracked.mlflow_uri}/#/experiments/")
+    assert file_address(run_id, "a.html", elsewhere).startswith("http://pages.example:81/#/experiments/")
 
 
 def test_publishing_again_adds_nothing(tracked: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The watcher of a registry alias, against a small registry of our own over HTTP."""
+"""The watchers: of an alias, against a small registry of our own over HTTP; of new data, in a folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from pipelines.settings import ROOT
 from pipelines.system.processes import free_port
-from pipelines.triggers import RegistryAliasTrigger
+from pipelines.triggers import NewDataTrigger, RegistryAliasTrigger
 
 
 class Registry:
@@ -73,7 +74,7 @@ def watcher(url: str, store: Store) -> RegistryAliasTrigger:
 
 
 @asynccontextmanager
-async def events(trigger: RegistryAliasTrigger) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+async def events(trigger: RegistryAliasTrigger | NewDataTrigger) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def listen() -> None:
@@ -150,3 +151,95 @@ def test_it_can_be_made_again_from_what_airflow_stores() -> None:
     path, arguments = watcher("http://127.0.0.1:1", Store()).serialize()
     assert path == "pipelines.triggers.RegistryAliasTrigger"
     assert RegistryAliasTrigger(**arguments).serialize() == (path, arguments)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Data that was there before anybody watched, a hidden file beside it."""
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        (tmp_path / "images" / f"{number}.png").touch()
+    (tmp_path / ".unfinished").touch()
+    return tmp_path
+
+
+def add(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
+def data_watcher(folder: Path, store: Store) -> NewDataTrigger:
+    trigger = NewDataTrigger(str(folder), minimum=3, poll_seconds=0.02)
+    trigger.asset_state_store = store
+    return trigger
+
+
+def test_enough_new_files_are_told_once_and_what_was_there_is_not_new(folder: Path) -> None:
+    async def story() -> None:
+        async with events(data_watcher(folder, Store())) as told:
+            assert await nothing_comes(told)
+            add(folder, "a", "b", ".hidden")
+            assert await nothing_comes(told)
+            add(folder, "c")
+            assert await the_next(told) == {"new": 3, "address": str(folder)}
+            assert await nothing_comes(told)
+
+    asyncio.run(story())
+
+
+def test_files_that_came_while_nobody_watched_are_new(folder: Path) -> None:
+    async def story() -> None:
+        store = Store()
+        async with events(data_watcher(folder, store)) as told:
+            assert await nothing_comes(told)
+        add(folder, "a", "b", "c", "d")
+        async with events(data_watcher(folder, store)) as told:
+            assert (await the_next(told))["new"] == 4
+        async with events(data_watcher(folder, store)) as told:
+            assert await nothing_comes(told)
+
+    asyncio.run(story())
+
+
+def test_a_folder_that_is_gone_for_a_while_brings_no_new_data_when_it_is_back(folder: Path) -> None:
+    async def story() -> None:
+        async with events(data_watcher(folder, Store())) as told:
+            assert await nothing_comes(told)
+            away = folder.with_name(f"{folder.name}-away")
+            folder.rename(away)
+            assert await nothing_comes(told)
+            folder.mkdir()  # a mount point without its disk
+            assert await nothing_comes(told)
+            folder.rmdir()
+            away.rename(folder)
+            assert await nothing_comes(told)
+
+    asyncio.run(story())
+
+
+def test_files_that_went_are_not_made_up_for_by_as_many_that_come(folder: Path) -> None:
+    async def story() -> None:
+        async with events(data_watcher(folder, Store())) as told:
+            assert await nothing_comes(told)
+            for number in range(10):
+                (folder / "images" / f"{number}.png").unlink()
+            assert await nothing_comes(told)
+            add(folder, "a", "b", "c")
+            assert (await the_next(told))["new"] == 3
+
+    asyncio.run(story())
+
+
+def test_a_place_that_nobody_can_read_is_said_and_tells_nothing() -> None:
+    async def story() -> None:
+        trigger = NewDataTrigger("nosuch://bucket/folder", minimum=1, poll_seconds=0.02)
+        async with events(trigger) as told:
+            assert await nothing_comes(told)
+
+    asyncio.run(story())
+
+
+def test_the_data_watcher_can_be_made_again_from_what_airflow_stores(tmp_path: Path) -> None:
+    path, arguments = data_watcher(tmp_path, Store()).serialize()
+    assert path == "pipelines.triggers.NewDataTrigger"
+    assert NewDataTrigger(**arguments).serialize() == (path, arguments)

@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 from pipelines.config import Config, Hardware, Images, Serving
 from pipelines.errors import MachineUnfit
 from pipelines.settings import Settings
-from pipelines.system.manifest import write_manifest
+from pipelines.system.manifest import manifest_digest, write_manifest
 from pipelines.system.processes import require_free_port, running, wait_until
 from serving import front
+from serving.adapter import LoraAdapter, read_adapter
 from serving.engine import find
 from serving.served import Served, engines
 from tests.serving.registry_double import RecordingRegistry
@@ -42,33 +43,61 @@ class Maker:
 
     device: Literal["cpu", "cuda"] = "cpu"
 
+    adapters: bool = False
+    """Whether versions are adapters on one base."""
+
     def __call__(self, version: int, fault: str = "", *, golden_fault: bool = False, **behaviour: object) -> Served:
         """A version whose answers end in its number.
 
         Args:
             golden_fault: Record golden answers that the model does not give.
         """
-        model = self.folder / f"model-{version}"
-        model.mkdir(parents=True)
         answers = dict.fromkeys(QUESTIONS, f"answer of v{version}")
         behaves = json.dumps({"answers": answers, "fault": fault, **behaviour})
-        if self.device == "cpu":
-            (model / "double.json").write_text(behaves)
-        else:  # what differs between two versions are their weights alone
-            save_file({"weight": np.zeros(2, np.int8)}, model / "model.safetensors", {"double": behaves})
-        (model / "chat_template.jinja").write_text("{{ messages }}")
+        model = self.folder / (f"adapter-{version}" if self.adapters else f"model-{version}")
+        model.mkdir(parents=True)
+        if self.adapters:
+            adapter = _write_adapter(model, behaves)
+            model = self.folder / "base"
+            digest = _write_base(model)
+        else:
+            adapter, digest = None, self._write_model(model, behaves)
         golden = self.folder / f"golden-{version}" / "golden.jsonl"
         golden.parent.mkdir()
         golden.write_text("".join(map(_golden, QUESTIONS, ["other" if golden_fault else a for a in answers.values()])))
         return Served(
             version=version,
-            digest=write_manifest(model),
+            digest=digest,
             model=model,
+            adapter=adapter,
             golden=golden,
             serving=self.serving,
             images=Images(),
             hardware=Hardware(name="test", device=self.device, memory_gib=1),
         )
+
+    def _write_model(self, model: Path, behaves: str) -> str:
+        if self.device == "cpu":
+            (model / "double.json").write_text(behaves)
+        else:  # what differs between two versions are their weights alone
+            save_file({"weight": np.zeros(2, np.int8)}, model / "model.safetensors", {"double": behaves})
+        (model / "chat_template.jinja").write_text("{{ messages }}")
+        return write_manifest(model)
+
+
+def _write_adapter(folder: Path, behaves: str) -> LoraAdapter:
+    save_file({"weight": np.zeros(2, np.int8)}, folder / "adapter_model.safetensors", {"double": behaves})
+    digest = write_manifest(folder, lora={"max_rank": 8, "experts": True, "vision": False})
+    return read_adapter(folder, digest)
+
+
+def _write_base(folder: Path) -> str:
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "double.json").write_text(json.dumps({"answers": {}}))
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        write_manifest(folder)
+    return manifest_digest(folder)
 
 
 def _golden(question: str, answer: str) -> str:
@@ -93,7 +122,7 @@ def make(tmp_path: Path, serving: Serving) -> Maker:
 @pytest.fixture
 def machine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings with free ports; no engine in service survives the test."""
-    for name in ("FRONT", "ENGINE", "READY", "ADMIN", "KEYS"):
+    for name in ("FRONT", "ENGINE", "READY", "KEYS"):
         monkeypatch.setenv(f"VLMOPS_{name}_PORT", str(_quiet_port()))
     ours = Settings()
     yield ours
@@ -125,7 +154,7 @@ def start_front(machine: Settings, serving: Serving, tmp_path: Path) -> Iterator
             front.prepare(machine, serving.model_copy(update={"hold_seconds": hold_seconds, **more}))
             for ward in front.wards(machine):
                 log = tmp_path / f"{ward.name}.log"
-                block.enter_context(running(ward.command, log, ward.environment))
+                block.enter_context(running(ward.command, log, ward.environment, ward.folder))
             wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
 
         yield start

@@ -1,6 +1,8 @@
 """Stands in for vLLM: the same arguments, endpoints, metric names and response fields, without a model.
 
-What it does is in `double.json` of the model's folder, or in the metadata of its `model.safetensors`:
+What it does is in `double.json` of the folder of a model or an adapter, or in the metadata of its safetensors file. A
+base with adapters answers by each name as what that name stands for. Of an adapter `answers`, `fault` and `reload`
+count:
 
     answers     text by question; others are answered `unknown`
     fault       never (does not listen), dies (at start), oom (likewise), garbage, empty, abort, slow, and by the number
@@ -10,8 +12,8 @@ What it does is in `double.json` of the model's folder, or in the metadata of it
     seconds     an answer takes; 0.02 unless told
     start       seconds before it listens
     context     tokens that a request may have, its answer included; longer ones are refused. 0: any
-    reload      when told to read these weights: stale (goes on as before), garbage, mixed (every other answer is
-                still the old one), refuses (500), hangs, exits
+    reload      when told to read these weights, or to load this adapter: stale (goes on as before), garbage, mixed
+                (every other answer is still the old one), refuses (500), hangs, exits
     predictions by question, for requests that ask for the prompt's probabilities: `token_ids`, and for each token
                 `logprobs`, a list of [token, log probability, rank], or null
 """
@@ -47,6 +49,8 @@ class State:
     """What the double is and counts."""
 
     names: list[str]
+    """Of the model; those of adapters come behind them."""
+
     answers: dict[str, str]
     fault: str
     seconds: float
@@ -55,8 +59,14 @@ class State:
     places: int = 0
     """Requests that may be under way; others are refused. 0: any."""
 
+    adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: what its folder says."""
+
+    unloaded: dict[str, Any] = field(default_factory=dict)
+    """What the last adapter said that was unloaded: its weights stay in memory until others take their place."""
+
     cached: dict[str, str] = field(default_factory=dict)
-    """By question, as a prefix cache: computed by whatever weights there were."""
+    """By name and question, as a prefix cache: computed by whatever weights there were."""
 
     at: int = 5
     resumed: threading.Event = field(default_factory=threading.Event)
@@ -78,7 +88,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self._send(200, b"")
         elif self.path == "/v1/models":
-            self._json({"object": "list", "data": [{"id": name, "object": "model"} for name in self.state.names]})
+            names = [*self.state.names, *self.state.adapters]
+            self._json({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
         elif self.path == "/metrics":
             self._send(200, metrics(self.state).encode(), "text/plain")
         else:
@@ -109,7 +120,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.state.running -= 1
 
     def _change(self, path: str, sent: bytes) -> None:
-        if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
+        if path in {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}:
+            if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "1":
+                self._json({"detail": "Not Found"}, 404)
+            elif path == "/v1/load_lora_adapter":
+                self._load(json.loads(sent))
+            else:
+                self._unload(json.loads(sent)["lora_name"])
+        elif os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
             self._json({"detail": "Not Found"}, 404)
         elif path == "/pause":
             self.state.resumed.clear()
@@ -130,7 +148,14 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"detail": "Not Found"}, 404)
 
     def _reload(self, model: Path) -> None:
-        spec = read_spec(model)
+        now = {"answers": self.state.answers, "fault": self.state.fault}
+        became = self._become(read_spec(model), now)
+        if became is not None:
+            self.state.answers, self.state.fault = became["answers"], became.get("fault", "")
+            self._json({"results": [None]})
+
+    def _become(self, spec: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] | None:
+        """What something is after it was told to read `spec`; None where it refused, and said so."""
         fault = spec.get("reload", "")
         if fault == "hangs":
             time.sleep(3600)
@@ -138,16 +163,41 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(1)
         if fault == "refuses":
             self._json({"error": {"message": "shapes differ"}}, 500)
-            return
+            return None
         if fault == "mixed":
-            old = self.state.answers
-            self.state.answers = {**spec["answers"], **{key: old[key] for key in list(old)[::2]}}
-        elif fault != "stale":
-            self.state.answers, self.state.fault = spec["answers"], "garbage" if fault else spec.get("fault", "")
-        self._json({"results": [None]})
+            old = now["answers"]
+            return {**spec, "answers": {**spec["answers"], **{key: old[key] for key in list(old)[::2]}}}
+        if fault == "stale":
+            return now
+        return {**spec, "fault": "garbage"} if fault else spec
+
+    def _load(self, body: dict[str, Any]) -> None:
+        name, path = body["lora_name"], Path(body["lora_path"])
+        if name in self.state.names:
+            self._error(f"The lora adapter '{name}' conflicts with a served base model.", 400)
+        elif name in self.state.adapters:
+            self._error(f"The lora adapter '{name}' has already been loaded.", 400)
+        elif not path.is_dir():
+            self._error(f"Loading lora {name} failed: No adapter found for {path}", 404)
+        else:
+            became = self._become(read_spec(path), self.state.unloaded)
+            if became is not None:
+                self.state.adapters[name] = became
+                self.state.at = became.get("at", self.state.at)
+                self._send(200, f"Success: LoRA adapter '{name}' added successfully.".encode())
+
+    def _unload(self, name: str) -> None:
+        if name not in self.state.adapters:
+            self._error(f"The lora adapter '{name}' cannot be found.", 404)
+            return
+        self.state.unloaded = self.state.adapters.pop(name)
+        self._send(200, f"Success: LoRA adapter '{name}' removed successfully.".encode())
+
+    def _error(self, message: str, status: int) -> None:
+        self._json({"error": {"message": message, "code": status}}, status)
 
     def _chat(self, body: dict[str, Any], number: int) -> None:
-        if body["model"] not in self.state.names:
+        if body["model"] not in {*self.state.names, *self.state.adapters}:
             self._json({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
             return
         if self.state.context and (tokens := prompt_tokens(body) + body["max_tokens"]) > self.state.context:
@@ -155,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
             return
         time.sleep(self.state.seconds)
-        fault = self.state.fault
+        fault = self.state.adapters.get(body["model"], {"fault": self.state.fault}).get("fault", "")
         if number == self.state.at and fault in BROKEN:
             self._send(200, BROKEN[fault], "application/json")
             return
@@ -180,7 +230,8 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
         read = self._read(body) if "prompt_logprobs" in body else {}
         usage = {"prompt_tokens": prompt_tokens(body), "completion_tokens": len(text.split())}
-        reply = {"object": "chat.completion", "model": self.state.names[0], "choices": [choice], "usage": usage}
+        named = body["model"] if body["model"] in self.state.adapters else self.state.names[0]
+        reply = {"object": "chat.completion", "model": named, "choices": [choice], "usage": usage}
         self._json({**reply, **read})
 
     def _read(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +249,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _text(self, body: dict[str, Any]) -> str:
         asked = question(body["messages"][-1])
-        text = self.state.cached.setdefault(asked, self.state.answers.get(asked, "unknown"))
+        answers = self.state.adapters.get(body["model"], {"answers": self.state.answers})["answers"]
+        text = self.state.cached.setdefault(f"{body['model']}: {asked}", answers.get(asked, "unknown"))
         for stop in body.get("stop", ()):
             text = text.split(stop)[0]
         return text
@@ -237,7 +289,8 @@ def read_spec(model: Path) -> dict[str, Any]:
     """What a model folder says about the double."""
     if (model / "double.json").is_file():
         return json.loads((model / "double.json").read_text())
-    with (model / "model.safetensors").open("rb") as file:
+    [weights] = model.glob("*.safetensors")
+    with weights.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return json.loads(header["__metadata__"]["double"])
 
@@ -288,8 +341,15 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--served-model-name", nargs="+")
     parser.add_argument("--max-num-queued-reqs", type=int, default=0)
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--lora-modules", type=json.loads)
     args, _ = parser.parse_known_args()
-    spec = read_spec(args.model)
+    spec, adapters = read_spec(args.model), {}
+    if args.lora_modules:
+        assert args.enable_lora
+        adapters = {args.lora_modules["name"]: read_spec(Path(args.lora_modules["path"]))}
+        [served] = adapters.values()
+        spec |= {key: served[key] for key in ("fault", "start", "seconds", "at") if key in served}
     fault = spec.get("fault", "")
     if fault == "dies":
         sys.exit("RuntimeError: Engine core initialization failed")
@@ -304,6 +364,7 @@ def main() -> None:
     Handler.state = State(args.served_model_name, spec["answers"], fault, seconds, predictions, context)
     Handler.state.at = spec.get("at", FAULTY_REQUEST)
     Handler.state.resumed.set()
+    Handler.state.adapters = adapters
     Handler.state.places = args.max_num_queued_reqs
     Server((args.host, args.port), Handler).serve_forever()
 

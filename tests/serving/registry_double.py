@@ -19,9 +19,17 @@ class RecordingRegistry:
         """Every alias and its version."""
         return self._read()["aliases"]
 
-    def confirm(self, version: int) -> None:
-        """A version serves."""
+    def serves(self, version: int | None) -> None:
+        """A version answers requests from now on, or none does."""
         content = self._read()
+        content["serving"] = version
+        content.setdefault("served", []).append(version)
+        self._path.write_text(json.dumps(content))
+
+    def confirm(self, version: int) -> None:
+        """A version has proven that it serves."""
+        content = self._read()
+        content["serving"] = version
         champion = content["aliases"].get("champion")
         if champion != version:
             moved = {"champion": version} if champion is None else {"champion": version, "previous": champion}
@@ -54,6 +62,16 @@ class RecordingRegistry:
     def champion(self) -> int | None:
         """What the alias says that serves."""
         return self.aliases().get("champion")
+
+    @property
+    def serving(self) -> int | None:
+        """What the alias says that answers requests."""
+        return self._read().get("serving")
+
+    @property
+    def served(self) -> list[int | None]:
+        """All that answered requests, one after the other."""
+        return self._read().get("served", [])
 
     @property
     def failed(self) -> dict[str, str]:

@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +24,7 @@ from pipelines.system.processes import running, wait_until
 from serving import front
 from serving.ask import ask
 from serving.client import healthy
-from serving.served import write_served
+from serving.served import read_served, write_served
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
 
 CAP = 4096
@@ -36,6 +38,8 @@ class Front:
 
     replies: list[Reply] = field(default_factory=lambda: [(200, {}, ANSWER)])
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    seconds: float = 0
+    """For each answer."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +57,14 @@ def scripted(machine: Settings, make: Maker) -> Iterator[Front]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.asked.append((self.headers["Authorization"], body))
             status, headers, reply = state.replies.pop(0)
+            time.sleep(state.seconds)
             content = json.dumps(reply).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Type": "application/json", "Content-Length": len(content)}.items():
                 self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked may have gone
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *args: object) -> None:
             """Say nothing."""
@@ -100,6 +106,27 @@ def test_the_image_is_shrunk_to_what_the_engine_looks_at(machine: Settings, scri
     assert kind == "data:image/jpeg"
     width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
     assert 0.97 * CAP < width * height <= CAP
+
+
+def test_a_question_may_be_held_as_long_as_serving_holds_it(
+    machine: Settings, scripted: Front, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.ask.ANSWER_SECONDS", 0.2)
+    scripted.seconds = 0.6
+    scripted.replies *= 2
+    version = read_served(machine)
+    assert version is not None
+    for hold, answered in ((2.0, True), (0.1, False)):
+        held = version.serving.model_copy(update={"hold_seconds": hold})
+        write_served(machine, version.model_copy(update={"serving": held}))
+        with nullcontext() if answered else pytest.raises(Unreachable, match="ReadTimeout"):
+            assert ask(machine, photo, "?", never) == "a seven"
+
+
+def test_an_answer_without_a_text_is_none(machine: Settings, scripted: Front, photo: Path) -> None:
+    scripted.replies = [(200, {}, {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]})]
+    with pytest.raises(EngineFailed, match="without a text"):
+        ask(machine, photo, "?", never)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -14,10 +14,10 @@ import torch
 
 from pipelines.config import Config, Hardware
 from pipelines.errors import EngineFailed, MachineUnfit
+from pipelines.system.redact import redacted
 from serving.engine import Engine, engine, environment, find, group, options
 from serving.memory import PeakMemory, card_bytes
 from serving.promotion.room import require_room
-from serving.redact import redacted
 from tests.serving.conftest import DOUBLE, Maker
 
 CARD = Hardware(name="card", device="cuda", memory_gib=48)
@@ -55,8 +55,8 @@ def test_devices_differ(smoke: Config) -> None:
     assert _value(cpu, "--kv-cache-memory-bytes") == str(2**28)
     assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--distributed-executor-backend"} & set(cuda)
     assert _value(cuda, "--gpu-memory-utilization") == "0.85"
-    assert environment(CARD)["HF_HUB_OFFLINE"] == "1"
-    assert not any("CPU" in name for name in environment(CARD))
+    assert environment(smoke.serving, CARD)["HF_HUB_OFFLINE"] == "1"
+    assert not any("CPU" in name for name in environment(smoke.serving, CARD))
 
 
 def test_a_capped_card_is_served_capped(smoke: Config) -> None:
@@ -127,14 +127,26 @@ def test_an_engine_is_found_under_the_name_that_its_log_has_now(make: Maker, tmp
 
 
 def test_an_engine_gets_no_secret_of_ours(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "VLLM_API_KEY", "MLFLOW_TRACKING_PASSWORD"):
+    named = (
+        "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "VLLM_API_KEY", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD", "MYSQL_PWD",
+        "DATABASE_URL", "GITHUB_PAT", "OPENAI_APIKEY", "SSH_AUTH_SOCK",
+    )  # fmt: skip
+    for name in named:
         monkeypatch.setenv(name, "do-not-tell")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    for name in ("HTTPS_PROXY", "http_proxy", "PIP_INDEX"):
+        monkeypatch.setenv(name, "https://do-not-tell@proxy:3128")
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "NO_PROXY": "localhost",
+        "HTTP_PROXY": "http://proxy",
+    }.items():
+        monkeypatch.setenv(name, value)
     prints = replace(make(1).launch(("/bin/sh", "-c", "env")), names=("digits",))
     prints.start(8801, tmp_path / "env.log").wait()
     printed = (tmp_path / "env.log").read_text()
     assert "do-not-tell" not in printed
-    assert "TOKENIZERS_PARALLELISM=false" in printed
+    kept = ("TOKENIZERS_PARALLELISM=false", "NO_PROXY=localhost", "HTTP_PROXY=http://proxy", "PWD=")
+    assert all(variable in printed for variable in kept)
 
 
 def test_weights_that_cannot_fit_are_refused_before_anything_moves(make: Maker) -> None:
@@ -153,7 +165,15 @@ def test_weights_that_cannot_fit_are_refused_before_anything_moves(make: Maker) 
         ("{'api_key': 'abcdefgh'}", "{'api_key': '[secret]'}"),
         ("HF_TOKEN=hf_abcdefghijklmnop", "HF_TOKEN=[secret]"),
         ("--api-key sk-abcdefghijklmnop", "--api-key [secret]"),
+        ("--api-key abcdefgh --seed 0", "--api-key [secret] --seed 0"),
+        ("['--api-key', 'abcdefgh', '--seed']", "['--api-key', '[secret]', '--seed']"),
+        ("'api_key': ['abcdefgh'], 'seed': 0", "'api_key': ['[secret]'], 'seed': 0"),
+        ("MYSQL_PWD=abcdefgh PGPASSWORD=abcdefgh", "MYSQL_PWD=[secret] PGPASSWORD=[secret]"),
+        ("sent vlmops-" + "aB3_-" * 9, "sent [secret]"),
+        ("glpat-abcdefghij0123456789 xoxb-123456789012-abc ghs_" + "a" * 36, "[secret] [secret] [secret]"),
         ("http://user:word@mlflow/x", "http://[secret]@mlflow/x"),
+        ("https://abcdefgh@host/x.git", "https://[secret]@host/x.git"),
+        ("vlmops-worker-1 --ssl-keyfile /etc/tls/key.pem --tokenizer models/tiny PWD=/srv/models", None),
         ("max_num_batched_tokens=8192, pad_token='<pad>', eos_token_id=151645", None),
     ],
 )

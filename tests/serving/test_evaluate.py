@@ -25,7 +25,7 @@ from pipelines.system.manifest import ManifestMismatch, manifest_digest, write_m
 from serving import evaluate as evaluation
 from serving import memory
 from serving.evaluate import Bench
-from serving.golden import choose, read_golden
+from serving.golden import choose, golden_digest, read_golden
 from serving.questions import Message, Question
 from serving.subjects import Subject, subjects
 from tests.serving.conftest import DOUBLE, QUESTIONS, Maker
@@ -151,12 +151,19 @@ def test_one_scheme_s_answers_are_not_taken_for_another_s(evaluate: Evaluate, ma
 
 
 def test_golden_answers_are_self_contained(evaluate: Evaluate) -> None:
-    golden = evaluate().golden
+    report = evaluate()
+    golden = report.golden
     items = read_golden(golden)
     assert len(items) == 4
     assert {item.answer for item in items} == {"answer of v2"}
     [image] = {part["image"] for item in items for part in item.messages[0]["content"] if part["type"] == "image"}
     assert (golden.parent / image).read_bytes() == b"png"
+    assert report.golden_digest == golden_digest(golden)
+    for changed, content in ((golden.parent / image, b"other"), (golden, golden.read_bytes().replace(b"v2", b"v3"))):
+        kept = changed.read_bytes()
+        changed.write_bytes(content)
+        assert report.golden_digest != golden_digest(golden), changed
+        changed.write_bytes(kept)
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
 from pipelines.config import Serving
-from pipelines.errors import EngineFailed, MachineUnfit
+from pipelines.errors import MachineUnfit
 from pipelines.keys.store import add_key, revoke_key
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
 from pipelines.system.processes import running, wait_until
 from serving import front
-from serving.caddyfile import BUSY_SECONDS, RETRY_SECONDS
+from serving.caddyfile import ADMIN, BUSY_SECONDS, RETRY_SECONDS
 from serving.client import healthy
+from serving.supervise import started
 from tests.serving.conftest import DOUBLE, Maker
 
 StartFront = Callable[..., None]
@@ -53,6 +56,29 @@ def test_who_gets_in(front_with_engine: Settings) -> None:
         assert answer.json()["error"]["code"] == 401
     answer = httpx.get(f"{machine.front_url}/v1/models")
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+def test_a_request_to_upgrade_is_one_like_others(front_with_engine: Settings) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers = {**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Authorization": "Bearer wrong"}
+    assert httpx.get(f"{front_with_engine.front_url}/v1/models", headers=headers).status_code == 401
+
+
+def test_a_hold_is_followed_once_caddy_was_told_often_enough(front_with_engine: Settings) -> None:
+    machine = front_with_engine
+    front.hold(machine)
+    front.wait_noticed(machine)
+    with pytest.raises(httpx.ReadTimeout):
+        _get(machine, "/v1/models", timeout=0.5)
+    front.release(machine)
+    assert _get(machine, "/v1/models").status_code == 200
+
+
+def test_where_no_caddy_runs_nobody_waits_for_it(machine: Settings) -> None:
+    front.hold(machine)
+    began = time.monotonic()
+    front.wait_noticed(machine)
+    assert time.monotonic() - began < front.NOTICE_SECONDS
 
 
 def test_keys_are_added_and_revoked_while_it_runs(front_with_engine: Settings) -> None:
@@ -178,17 +204,53 @@ def test_metrics_are_on_loopback_ports_and_hold_no_key(front_with_engine: Settin
     assert 'vlmops_front_requests_total{key="default",outcome="admitted"} 1.0' in keys
     assert "caddy_http_requests_total" in caddy
     assert credential(machine.state, "front_key") not in keys + caddy
-    ports = {machine.front_port, machine.ready_port, machine.admin_port, machine.keys_port}
+    ports = {machine.front_port, machine.ready_port, machine.keys_port}
     listening = {c.laddr for c in psutil.net_connections() if c.status == psutil.CONN_LISTEN and c.laddr.port in ports}
     assert {address.port for address in listening} == ports
     assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_the_admin_endpoint_is_no_port_but_a_file_of_ours_alone(front_with_engine: Settings) -> None:
+    machine = front_with_engine
+    assert (machine.serving / ADMIN).stat().st_mode & 0o777 == 0o600
+    caddy = next(p for p in psutil.Process().children(recursive=True) if p.cmdline() == front.wards(machine)[1].command)
+    listening = {c.laddr.port for c in caddy.net_connections() if c.status == psutil.CONN_LISTEN}
+    assert listening == {machine.front_port, machine.ready_port}
+
+
+def test_the_front_gets_no_secret_of_who_starts_it(
+    machine: Settings, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {
+        "AIRFLOW__API__SECRET_KEY": "do-not-tell",
+        "VLMOPS_SMTP_PASSWORD": "do-not-tell",
+        "HTTPS_PROXY": "http://user:do-not-tell@proxy:3128",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    front.prepare(machine, serving)
+    wards = front.wards(machine)
+    with started(wards):
+        inherited = [psutil.Process(ward.process.pid).environ() for ward in wards if ward.process]
+    assert len(inherited) == 2
+    assert not any("do-not-tell" in value for environment in inherited for value in environment.values())
+
+
+def test_a_folder_whose_name_is_longer_than_a_socket_s_path_may_be(
+    machine: Settings, serving: Serving, tmp_path: Path
+) -> None:
+    far = machine.model_copy(update={"home": tmp_path / ("x" * 120)})
+    front.prepare(far, serving)
+    caddy = front.wards(far)[1]
+    with running(caddy.command, tmp_path / "caddy.log", caddy.environment, caddy.folder):
+        wait_until(lambda: front.in_flight(far) == 0, 10, lambda: AssertionError("no Caddy"), 0.05)
 
 
 def test_the_key_is_in_no_file_and_not_on_the_admin_port(front_with_engine: Settings) -> None:
     key = credential(front_with_engine.state, "front_key")
     holders = [path for path in front_with_engine.serving.rglob("*") if path.is_file() and key in path.read_text()]
     assert holders == []
-    shown = httpx.get(f"http://127.0.0.1:{front_with_engine.admin_port}/config/").text
+    shown = (front_with_engine.serving / "Caddyfile").read_text()
     assert "/authorize" in shown
     assert key not in shown
 
@@ -199,9 +261,8 @@ def test_a_taken_port_is_named(machine: Settings, serving: Serving, start_front:
         front.prepare(machine, serving)
 
 
-def test_no_caddy_is_not_an_idle_caddy(machine: Settings, make: Maker) -> None:
+def test_no_caddy_is_not_an_idle_caddy(machine: Settings) -> None:
     assert front.in_flight(machine) is None
-    with running(make(1).launch(DOUBLE).command(machine.admin_port), machine.serving / "other.log"):
-        time.sleep(0.5)
-        with pytest.raises(EngineFailed, match=f"admin_port {machine.admin_port}"):
-            front.in_flight(machine)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(machine.serving / ADMIN))
+        assert front.in_flight(machine) is None  # what a killed Caddy leaves behind

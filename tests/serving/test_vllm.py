@@ -7,6 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -15,10 +16,16 @@ from PIL import Image
 
 from pipelines.config import Config
 from pipelines.errors import EngineFailed
-from pipelines.system.processes import tail
+from pipelines.monitoring.place import Place
+from pipelines.settings import ROOT
+from pipelines.system.processes import tail, wait_until
 from serving.client import Client, Reply, metrics, served_names
 from serving.engine import Engine, Launch, engine
+from serving.keys_service import NAME_HEADER
+from serving.monitor_scrape import engine_facts, scrape
 from serving.questions import Message
+from serving.served import SAMPLED
+from tests.pipelines.monitoring.expressions import asked_of
 from tests.serving.conftest import DOUBLE, Maker
 
 QUESTION = [{"role": "user", "content": [{"type": "text", "text": "Which digit is this?"}]}]
@@ -48,12 +55,24 @@ def vllm(smoke: Config, model: Path, tmp_path_factory: pytest.TempPathFactory) -
         serving=smoke.serving,
         images=smoke.images,
         hardware=smoke.hardware,
+        extra=SAMPLED,
     )
     log = tmp_path_factory.mktemp("vllm") / "engine.log"
-    with engine(launch, log) as started:
-        started.wait_ready(smoke.serving.start_seconds)
-        assert "unrecognized arguments" not in tail(log, 1000)
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLMOPS_HOME", str(log.parent / "home"))
+        patch.setenv("VLMOPS_CONFIG", str(all_sampled(log.parent)))
+        with engine(launch, log) as started:
+            started.wait_ready(smoke.serving.start_seconds)
+            assert "unrecognized arguments" not in tail(log, 1000)
+            yield started
+
+
+def all_sampled(folder: Path) -> Path:
+    """The embedded default, every request of a client sampled."""
+    config = folder / "sampled.yaml"
+    text = (ROOT / "configs" / "smoke.yaml").read_text()
+    config.write_text(f"{text}\nmonitoring: {{ inputs: {{ share: 1 }} }}\n")
+    return config
 
 
 @pytest.fixture
@@ -125,3 +144,43 @@ def test_more_images_than_allowed_are_refused(vllm: Engine) -> None:
     )
     content *= 2
     assert _status(vllm.url, {"model": "digits", "messages": [{"role": "user", "content": content}]}) == 400
+
+
+def test_rules_and_dashboards_ask_for_what_vllm_exports(vllm: Engine) -> None:
+    seen = scrape("vLLM", f"{vllm.url}/metrics")
+    exported = {sample.name for family in seen.families for sample in family.samples}
+    wanted = asked_of("vllm:") | asked_of("process_")
+    assert len(wanted) >= 12
+    assert wanted <= exported
+    assert seen.values("vllm:engine_sleep_state", sleep_state="awake") == [1]
+    assert {"abort", "error"} <= set(seen.by("finished_reason", "vllm:request_success_total"))
+    assert "10.0" in seen.by("le", "vllm:e2e_request_latency_seconds_bucket")
+
+
+def test_the_monitor_reads_what_vllm_counts(vllm: Engine) -> None:
+    before = engine_facts(scrape("vLLM", f"{vllm.url}/metrics"))
+    assert _status(vllm.url, {"model": "digits", "messages": QUESTION, "max_tokens": 2}) == 200
+    after = engine_facts(scrape("vLLM", f"{vllm.url}/metrics"))
+    assert (after.finished - before.finished, after.lost, after.rejections) == (1, 0, 0)
+    assert after.latency[float("inf")] - before.latency[float("inf")] == 1
+    assert after.started == before.started
+
+
+def test_vllm_lets_the_monitor_sample_what_a_client_asks(vllm: Engine) -> None:
+    place = Place(vllm.log.parent / "home" / "state" / "monitoring")
+    file = io.BytesIO()
+    Image.new("RGB", (96, 64), (255, 255, 255)).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Which digit?"}]
+    body = {"model": "digits", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+
+    def rows() -> list[dict[str, object]]:
+        return list(place.inputs.since(datetime.fromtimestamp(0, UTC)))
+
+    assert _status(vllm.url, body) == 200
+    asked = httpx.post(f"{vllm.url}/v1/chat/completions", json=body, headers={NAME_HEADER: "team-a"}, timeout=60)
+    wait_until(lambda: bool(rows()), 10, lambda: AssertionError("no sample"), 0.05)
+    (row,) = rows()  # the first one came through no front
+    assert row["images"] == [{"megapixels": 96 * 64 / 1e6, "aspect": 1.5, "brightness": 1.0}]
+    assert row["prompt_tokens"] == asked.json()["usage"]["prompt_tokens"]
+    assert row["answer_tokens"] == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pipelines.errors import EngineFailed, PromotionFailed
 from pipelines.settings import Settings
+from serving import front
 from serving.probe import ProbeResult
 from serving.promote import Promotion
 from serving.promotion.deploy_log import DeployLog
@@ -35,6 +37,7 @@ def test_lost_requests_bring_the_old_version_back(
     assert set(traffic.outcomes) == {"answer of v1", "answer of v2"}
     assert list(running(machine).values()) == [first.log(machine)]
     assert (registry.champion, list(registry.failed), registry.facts(2)["deploy_state"]) == (1, ["2"], "failed")
+    assert registry.served == [1, 2, 1]
     assert [t.state for t in DeployLog(machine.serving).read()][-9:] == [
         "watch", "hold", "drain", "undo", "stop", "start", "probe", "release", "restored",
     ]  # fmt: skip
@@ -49,6 +52,20 @@ def test_the_probe_at_its_end_brings_the_old_version_back(
         Promotion(machine, registry, _watched(make(2, "exits", at=8), 0), DOUBLE).run()
     assert list(running(machine).values()) == [first.log(machine)]
     assert registry.champion == 1
+
+
+def test_what_serves_is_named_while_nobody_is_answered(machine: Settings, make: Maker, tmp_path: Path) -> None:
+    held: list[bool] = []
+
+    class Registry(RecordingRegistry):
+        def serves(self, version: int | None) -> None:
+            held.append(front.holding(machine))
+            super().serves(version)
+
+    registry = Registry(tmp_path / "registry.json")
+    for version in (make(1), make(2)):
+        Promotion(machine, registry, version, DOUBLE).run()
+    assert (held, registry.served, registry.serving) == ([True, True], [1, 2], 2)
 
 
 def _probed(failures: int, ruined: int = 0) -> ProbeResult:

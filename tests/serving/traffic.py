@@ -60,15 +60,18 @@ class Traffic:
 
     async def _run(self) -> None:
         tasks = []
-        async with httpx.AsyncClient(
-            headers=self._headers, timeout=60, limits=httpx.Limits(max_connections=None)
-        ) as http:
+        async with self.client() as http:
             while not self._stop.is_set():
-                tasks.append(asyncio.create_task(self._one(http, len(tasks))))
+                tasks.append(asyncio.create_task(self.ask(http, len(tasks))))
                 await asyncio.sleep(self._pause)
             await asyncio.gather(*tasks)
 
-    async def _one(self, http: httpx.AsyncClient, number: int) -> None:
+    def client(self) -> httpx.AsyncClient:
+        """With the front's key, and as many connections as it takes."""
+        return httpx.AsyncClient(headers=self._headers, timeout=60, limits=httpx.Limits(max_connections=None))
+
+    async def ask(self, http: httpx.AsyncClient, number: int) -> None:
+        """Ask one question, the form of which depends on its number, and keep its outcome."""
         stream = number % 4 == 0
         content = [*([IMAGE] if number % 3 == 0 else []), {"type": "text", "text": "question 1"}]
         headers = {"Connection": "close"} if number % 5 == 0 else {}

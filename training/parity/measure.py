@@ -23,7 +23,7 @@ from training.chat.positions import token_positions
 from training.parity.agreement import Comparison
 from training.parity.forward import SideBySide
 from training.parity.prompts import Prompt, copy_images
-from training.parity.variants import Merged, Original, Trained, Unadapted, Variant, Written
+from training.parity.variants import Beside, Merged, Original, Trained, Unadapted, Variant, Written
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def measure_parity(
     *,
     device: str,
     folder: Path,
+    beside: Path | None = None,
 ) -> Parity:
     """Compare what all forms of a model predict in place of the answers, given the right tokens before them.
 
@@ -58,12 +59,17 @@ def measure_parity(
         prompts: At least one.
         device: `cpu` or `cuda`.
         folder: Gets `prompts.jsonl` and the images that it names, for the comparison with the served model.
+        beside: The adapter as it was written, where it was not merged: then `exported` is the base as it is served.
 
     Raises:
         ExportRejected: The adapter is none that can be merged.
     """
     began = time.monotonic()
-    variants = _variants(base, adapter, exported, merged, device)
+    variants = (
+        _variants(base, adapter, exported, merged, device)
+        if beside is None
+        else (_variants_beside(base, adapter, exported, beside, device))
+    )
     ordered = sorted(prompts, key=lambda prompt: len(prompt.row.input_ids), reverse=True)
     runs = cut([len(prompt.row.input_ids) for prompt in ordered], TOKENS)
     comparisons = {name: Comparison() for name in variants if name != "reference"}
@@ -102,6 +108,18 @@ def _variants(base: Path, adapter: Path | None, exported: Path, merged: Path | N
     if written.quantized:
         variants["merged"] = Written(merged, device) if merged else Merged(reference)
     return variants
+
+
+def _variants_beside(base: Path, adapter: Path | None, served: Path, written: Path, device: str) -> dict[str, Variant]:
+    """Where nothing is merged."""
+    reference, adapted = Original(base, adapter, device), Original(base, written, device)
+    exported = adapted if served == base else Beside(served, adapted)
+    return {
+        "reference": reference,
+        "nf4": Trained(reference),
+        "exported": exported,
+        "base": Unadapted(reference),
+    }
 
 
 def _compare(model: SideBySide, prompts: Sequence[Prompt], comparisons: dict[str, Comparison]) -> list[GoldenPrompt]:

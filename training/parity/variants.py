@@ -183,6 +183,27 @@ class Written:
         return rows_of(self.stored[name], span)
 
 
+class Beside(Written):
+    """An adapter as it was written, beside an exported base: both are read as an engine reads them.
+
+    Where the engine rounds activations, it gives the adapter those before rounding; here both see the rounded ones.
+    """
+
+    def __init__(self, folder: Path, adapter: Original) -> None:
+        """Read headers only.
+
+        Args:
+            folder: The base as it is served.
+            adapter: The published base with the adapter that was written.
+        """
+        super().__init__(folder, adapter.device)
+        self.adapter = adapter
+
+    def tensor(self, name: str, span: Span | None = None) -> torch.Tensor:
+        """See Variant."""
+        return _sum(super().tensor(name, span), self.adapter.update(name))
+
+
 def rows_of(tensor: Stored, span: Span | None) -> torch.Tensor:
     """A stored tensor or some of its rows; nothing else is read."""
     if span is None:

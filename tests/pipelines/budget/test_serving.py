@@ -59,6 +59,12 @@ def test_an_engine_must_hold_one_sequence(qwen: Config, base: Base) -> None:
     assert serving_demand(longer, base, INT8, name="serving").verdict == "does not fit"
 
 
+def test_an_adapter_beside_the_base_takes_a_place_of_its_own(qwen: Config, base: Base) -> None:
+    alone = qwen.model_copy(update={"export": qwen.export.model_copy(update={"artifact": "adapter"})})
+    merged, beside = (serving_demand(config, base, INT8, name="serving").nbytes for config in (qwen, alone))
+    assert round((beside - merged) / 2**30, 2) == 1.2  # 642.5 M of rank 16
+
+
 def test_on_a_cpu_the_cache_is_what_the_config_says(smoke: Config) -> None:
     """Measured for the embedded default: 1.66 GiB."""
     tiny = find_base(smoke.model.source, Settings())

@@ -139,8 +139,8 @@ def test_the_cache_of_base_models_is_shared_and_everything_else_is_the_demos_own
     home = demo_settings(settings)
     assert home.cache == settings.cache
     assert home.home == settings.home / "demo"
-    ports = {home.front_port, home.engine_port, home.ready_port, home.admin_port, home.keys_port}
-    assert len(ports) == 5
+    ports = {home.front_port, home.engine_port, home.ready_port, home.keys_port}
+    assert len(ports) == 4
     assert settings.front_port not in ports
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ import httpx
 import psutil
 import pytest
 
+from pipelines import line
+from pipelines.config_file import load_config
 from pipelines.dag_runs import run_root
 from pipelines.embedded import components
 from pipelines.embedded import state as stack_state
@@ -33,6 +36,7 @@ from pipelines.run import Run
 from pipelines.settings import Settings
 from pipelines.steps import PROMOTE
 from pipelines.system.processes import free_port, require_free_port
+from pipelines.tracking import client
 from tests import fake_python
 
 CHILD = """
@@ -81,10 +85,13 @@ def launch(settings: Settings) -> Running:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("stack")
     python = fake_python.install(folder)
-    ports = {f"{name}_port": free_port() for name in ("front", "engine", "ready", "admin", "keys")}
+    ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
     home = folder / "home"
     fake_python.plan(home, real=["register", "target"])
-    return Settings(home=home, ml_python=python, core_python=python, registry_poll_seconds=1, **ports)
+    (data := folder / "data").mkdir()
+    (data / "old.png").touch()
+    watched = {"data_watch": str(data), "data_watch_minimum": 2, "data_poll_seconds": 0.5}
+    return Settings(home=home, ml_python=python, core_python=python, registry_poll_seconds=1, **watched, **ports)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +127,14 @@ def answer(stack: Running, run_id: str, option: str, reason: str) -> Review:
 def test_airflow_is_whole_and_lets_no_stranger_in(stack: Running) -> None:
     with stack.login(ADMIN) as airflow:
         assert set(airflow.health().values()) == {"healthy"}
-        assert airflow.dags() == {"retrain", "review", "redeploy"}
+        assert airflow.dags() == {"retrain", "review", "redeploy", "monitor"}
         assert airflow.import_errors() == []
     assert httpx.get(f"{stack.state.airflow_url}/api/v2/dags").status_code == httpx.codes.UNAUTHORIZED
+
+
+def test_somebody_looks_after_what_serves(stack: Running) -> None:
+    [watch] = [process for process in stack.family() if process.cmdline()[-2:] == ["-m", "serving.watch"]]
+    assert watch.environ()["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"  # it must not hang where MLflow is away
 
 
 def test_every_listener_is_on_loopback(stack: Running) -> None:
@@ -180,12 +192,69 @@ def test_an_approval_by_the_reviewer_alone_redeploys(stack: Running, candidate: 
         answer(stack, run_id, "Approve", "better")
         (redeploy,) = wait_for(lambda: airflow.runs("redeploy", _long_ago()) or None, 60, "the alias to start redeploy")
     assert finish(stack, "redeploy", redeploy).read(PROMOTE).version == 1
-    assert _registry(stack).aliases() == {"candidate": 1, "approved": 1, "champion": 1}
+    assert _registry(stack).aliases() == {"candidate": 1, "approved": 1, "serving": 1, "champion": 1}
+
+
+def wait_started(stack: Running, dag_id: str, before: list[str]) -> Run:
+    """The run of a Dag that something else than we started, when it has ended."""
+    with stack.login(ADMIN) as airflow:
+        (run_id,) = wait_for(
+            lambda: [run for run in airflow.runs(dag_id, _long_ago()) if run not in before] or None, 60, dag_id
+        )
+    return finish(stack, dag_id, run_id)
+
+
+def runs(stack: Running, dag_id: str) -> list[str]:
+    with stack.login(ADMIN) as airflow:
+        return airflow.runs(dag_id, _long_ago())
+
+
+def test_new_data_and_a_request_of_the_monitor_start_a_retrain_that_knows_why(stack: Running, candidate: Run) -> None:
+    before = runs(stack, "retrain")
+    folder = Path(str(stack.settings.data_watch))
+    for name in ("a.png", "b.png"):
+        (folder / name).touch()
+    by_data = wait_started(stack, "retrain", before)
+    assert by_data.asked() == {"trigger": "data", "reason": f"2 new files in {folder}"}
+    before = runs(stack, "retrain")
+    with stack.login(ADMIN) as airflow:
+        (asset,) = airflow._call("GET", "/api/v2/assets", params={"name_pattern": "retrain_requested"})["assets"]
+        body = {"asset_id": asset["id"], "extra": {"reason": "images are darker than in training"}}
+        airflow._call("POST", "/api/v2/assets/events", body)
+    by_monitor = wait_started(stack, "retrain", before)
+    assert by_monitor.asked() == {"trigger": "monitoring", "reason": "images are darker than in training"}
+    tracked = json.loads((by_monitor.root / "mlflow.json").read_text())["run_id"]
+    tags = client(stack.settings.model_copy(update={"mlflow_uri": stack.state.mlflow_url})).get_run(tracked).data.tags
+    assert (tags["vlmops.trigger"], tags["vlmops.reason"]) == ("monitoring", "images are darker than in training")
+
+
+def test_an_alias_moved_back_in_mlflow_and_a_rollback_do_the_same(stack: Running, candidate: Run) -> None:
+    settings = stack.settings.model_copy(update={"mlflow_uri": stack.state.mlflow_url})
+    registry, mlflow = _registry(stack), client(settings)
+    assert registry.aliases()["champion"] == 1
+
+    def serving_after(move: Callable[[], object]) -> tuple[int, int]:
+        before = runs(stack, "redeploy")
+        move()
+        wait_started(stack, "redeploy", before)
+        aliases = registry.aliases()
+        return aliases["champion"], aliases["previous"]
+
+    def moved_to(version: int) -> tuple[int, int]:
+        return serving_after(lambda: mlflow.set_registered_model_alias("digits", "approved", str(version)))
+
+    assert moved_to(2) == (2, 1)
+    assert moved_to(1) == (1, 2)
+    assert moved_to(2) == (2, 1)
+    smoke = load_config(stack.settings.config)
+    assert serving_after(lambda: line.rollback(smoke, "reads ones as sevens", settings)) == (1, 2)
+    assert registry.tags(1)["review_reason"] == "reads ones as sevens"
 
 
 def test_what_a_killed_launcher_left_is_ended_by_the_next_which_stops_cleanly_in_the_middle_of_a_step(
     stack: Running, candidate: Run
 ) -> None:
+    deployed = len(runs(stack, "redeploy"))
     orphans = stack.family()
     os.kill(stack.process.pid, signal.SIGKILL)
     stack.process.wait()
@@ -196,8 +265,8 @@ def test_what_a_killed_launcher_left_is_ended_by_the_next_which_stops_cleanly_in
     try:
         assert not any(map(_runs, orphans))
         with again.login(ADMIN) as airflow:
-            # The alias has not moved, but what it names must serve again: one run before, one for the restart.
-            wait_for(lambda: len(airflow.runs("redeploy", _long_ago())) == 2 or None, 60, "redeploy to be asked for")
+            # The alias has not moved, but what it names must serve again: one run more for the restart.
+            wait_for(lambda: len(airflow.runs("redeploy", _long_ago())) == deployed + 1 or None, 60, "a redeploy")
             run_id = airflow.trigger("retrain", {})
         sleeping = run_root("retrain", run_id, again.settings) / "sleeping"
         wait_for(lambda: sleeping.is_file() or None, 60, "a step to run")

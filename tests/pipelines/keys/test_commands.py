@@ -20,6 +20,11 @@ def test_add_list_revoke(settings: Settings, capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("team-a", "30", "good"))
     assert key not in shown
+    assert main(["keys", "rotate", "team-a"]) == DONE
+    assert capsys.readouterr().out.strip() not in {"", key}
+    assert main(["keys", "rotate", "default"]) == DONE
+    rotated = capsys.readouterr()
+    assert (rotated.out, "front_key" in rotated.err) == ("", True)
     assert main(["keys", "revoke", "team-a"]) == DONE
     assert main(["keys", "list"]) == DONE
     assert "revoked" in capsys.readouterr().out

@@ -9,7 +9,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines.errors import BadInput
-from pipelines.keys.store import DEFAULT, add_key, digest, ensure_default, keys_file, read_keys, revoke_key
+from pipelines.keys.store import (
+    DEFAULT,
+    add_key,
+    digest,
+    ensure_default,
+    keys_file,
+    read_keys,
+    revoke_key,
+    rotate_key,
+)
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
 
@@ -36,12 +45,14 @@ def test_a_revoked_name_may_be_given_again_and_a_living_one_not(settings: Settin
     revoke_key(settings, "team-a")
     assert [key.standing(datetime.now(UTC)) for key in read_keys(settings)] == ["revoked"]
     add_key(settings, "team-a")
-    assert [key.standing(datetime.now(UTC)) for key in read_keys(settings)] == ["good"]
+    assert [key.standing(datetime.now(UTC)) for key in read_keys(settings)] == ["revoked", "good"]
+    revoke_key(settings, "team-a")
+    assert {key.standing(datetime.now(UTC)) for key in read_keys(settings)} == {"revoked"}
 
 
 def test_who_is_not_there_cannot_be_revoked(settings: Settings) -> None:
     add_key(settings, "team-a")
-    with pytest.raises(BadInput, match="no key team-b to revoke; there are: team-a"):
+    with pytest.raises(BadInput, match="no key team-b that was not revoked; there are: team-a"):
         revoke_key(settings, "team-b")
 
 
@@ -73,6 +84,38 @@ def test_the_default_key_is_that_of_this_machine_s_commands_and_stays_revoked(se
     revoke_key(settings, DEFAULT)
     ensure_default(settings)
     assert [key.standing(datetime.now(UTC)) for key in read_keys(settings)] == ["revoked"]
+
+
+def test_a_rotated_key_keeps_its_name_and_limits_and_the_old_one_stays_revoked(settings: Settings) -> None:
+    old = add_key(settings, "team-a", per_minute=30, burst=7, days=2)
+    new = rotate_key(settings, "team-a")
+    before, now = read_keys(settings)
+    assert (before.sha256, before.standing(datetime.now(UTC))) == (digest(old), "revoked")
+    assert (now.sha256, now.standing(datetime.now(UTC))) == (digest(new), "good")
+    assert (now.name, now.per_minute, now.burst, now.expires) == ("team-a", 30, 7, before.expires)
+    revoke_key(settings, "team-a")
+    with pytest.raises(BadInput, match="no key team-a that was not revoked; there are: none"):
+        rotate_key(settings, "team-a")
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+def test_a_default_key_that_leaked_is_rotated_and_never_comes_back(settings: Settings, revoked: bool) -> None:
+    ensure_default(settings)
+    leaked = credential(settings.state, "front_key")
+    if revoked:
+        revoke_key(settings, DEFAULT)
+    with pytest.raises(BadInput, match="`vlmops keys rotate default`"):
+        add_key(settings, DEFAULT)
+    rotate_key(settings, DEFAULT)
+    ensure_default(settings)  # the next start of the front
+    kept = {key.sha256: key for key in read_keys(settings)}
+    now = credential(settings.state, "front_key")
+    assert now != leaked
+    assert kept[digest(leaked)].standing(datetime.now(UTC)) == "revoked"
+    assert (kept[digest(now)].standing(datetime.now(UTC)), kept[digest(now)].per_minute) == ("good", None)
+    (settings.state / "secrets" / "front_key").write_text(leaked)  # as from an old backup
+    ensure_default(settings)
+    assert {key.sha256: key for key in read_keys(settings)} == kept
 
 
 def test_the_default_key_follows_its_credential(settings: Settings) -> None:

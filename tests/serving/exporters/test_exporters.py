@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from pipelines.cli_release import FORMATS
 from pipelines.errors import BadInput
-from serving.engine import options
+from serving.engine import environment, options
 from serving.exporters.document import to_yaml
 from serving.exporters.kubernetes import object_name
 from serving.exporters.place import Claim, Place, vllm_image
@@ -53,6 +53,9 @@ def test_the_engine_is_the_one_that_was_measured_in_all_of_them(hardware: str) -
     flags = options(measured.serving, measured.images, measured.hardware)
     assert len(flags) > 15
     assert list(of.engine.arguments) == flags
+    started = environment(measured.serving, measured.hardware)
+    assert {**of.engine.environment, "VLLM_HOST_IP": "127.0.0.1"} == started
+    assert int(started["VLLM_MAX_IMAGE_PIXELS"]) == measured.serving.image_megapixels * 1_000_000
     assert command_lines(of) == dict.fromkeys(("compose", "kserve", "production-stack"), flags)
     assert engine_kwargs(of) == to_kwargs(flags)
 
@@ -148,3 +151,5 @@ def test_a_claim_is_a_name_and_a_path() -> None:
 def test_a_public_name_becomes_one_that_kubernetes_takes(made: Release) -> None:
     named = made.model_copy(update={"names": ("qwen3.vl_30b-", "x")})
     assert object_name(named) == "qwen3-vl-30b"
+    for digit, name in {"30b": "model-30b", "7." + "x" * 80: "model-7-" + "x" * 55}.items():
+        assert object_name(made.model_copy(update={"names": (digit, "x")})) == name

@@ -53,7 +53,7 @@ def service(smoke: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         settings = Settings(home=folder / "home", engine_port=urlsplit(started.url).port, **ports)
         front.prepare(settings, smoke.serving.model_copy(update={"hold_seconds": 20.0}))
         for ward in front.wards(settings):
-            block.enter_context(running(ward.command, folder / f"{ward.name}.log", ward.environment))
+            block.enter_context(running(ward.command, folder / f"{ward.name}.log", ward.environment, ward.folder))
         wait_until(lambda: front.in_flight(settings) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
         started.wait_ready(smoke.serving.start_seconds)
         front.release(settings)

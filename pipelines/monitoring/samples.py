@@ -1,0 +1,130 @@
+"""What is kept of a request that was sampled: numbers. No image, no text, no name of a key.
+
+The same is taken of the rows that the model was trained on, by the same functions, so that the two compare.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pipelines.artifact import Artifact
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FEATURES = ("megapixels", "aspect", "brightness", "prompt_tokens", "answer_tokens", "schema_valid", "refused")
+"""What is compared with the training set. Those of images are of each image."""
+
+MAX_PIXELS = 40_000_000
+"""Of an image whose brightness is taken; the engine refuses larger ones unless told otherwise."""
+
+
+class ImageFacts(Artifact):
+    """What is known of one image."""
+
+    megapixels: float
+    aspect: float
+    """Width / height."""
+
+    brightness: float | None
+    """Mean luma, 0 black to 1 white. None: too large to decode for this, or damaged."""
+
+
+class Sample(Artifact):
+    """What is known of one request and its answer."""
+
+    time: float
+    """Seconds since 1970."""
+
+    images: tuple[ImageFacts, ...] = ()
+    prompt_tokens: int | None = None
+    """As the engine counts them, visual ones included. None: it did not say."""
+
+    answer_tokens: int | None = None
+    schema_valid: bool | None = None
+    """Whether the answer is what the schema that was asked for says. None: no schema was."""
+
+    refused: bool | None = None
+    """Whether the answer begins as a refusal does. None: there was no text."""
+
+
+def image_facts(content: bytes) -> ImageFacts | None:
+    """What is known of an image file; None if it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            pixels = width * height
+            brightness = _brightness(image) if 0 < pixels <= MAX_PIXELS else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow says of damaged files
+        return None
+    return ImageFacts(megapixels=pixels / 1e6, aspect=width / height, brightness=brightness)
+
+
+def _brightness(image: Any) -> float | None:
+    """Mean luma; a JPEG is decoded at an eighth of its size, which has the same mean."""
+    from PIL import ImageStat
+
+    try:
+        image.draft("L", (64, 64))
+        return float(ImageStat.Stat(image.convert("L")).mean[0]) / 255
+    except OSError:
+        return None
+
+
+def refused(text: str, beginnings: Sequence[str]) -> bool:
+    """Whether an answer begins as a refusal does."""
+    start = text.lstrip().replace("’", "'").lower()  # noqa: RUF001  as models write it
+    return any(start.startswith(beginning) for beginning in beginnings)
+
+
+def schema_valid(text: str, schema: bool | Mapping[str, Any]) -> bool:
+    """Whether an answer is JSON as its schema says; not, if the schema itself is none."""
+    import json
+
+    import jsonschema
+
+    try:
+        jsonschema.validate(json.loads(text), schema)
+    except (ValueError, RecursionError, jsonschema.ValidationError, jsonschema.SchemaError):
+        return False
+    return True
+
+
+def values(samples: Iterable[Sample], feature: str) -> list[float]:
+    """One feature of the samples that have it."""
+    if feature in ImageFacts.model_fields:
+        found = [dict(image)[feature] for sample in samples for image in sample.images]
+    else:
+        found = [dict(sample)[feature] for sample in samples]
+    return [float(value) for value in found if value is not None]
+
+
+def read_sample(row: object) -> Sample | None:
+    """A row of a file; None if it is of another version of vlmops."""
+    try:
+        return Sample.model_validate(row)
+    except ValidationError:
+        return None
+
+
+def schema() -> pa.Schema:
+    """The columns of the Parquet files."""
+    import pyarrow as pa
+
+    image = pa.struct([("megapixels", pa.float64()), ("aspect", pa.float64()), ("brightness", pa.float64())])
+    return pa.schema(
+        [
+            pa.field("time", pa.float64(), nullable=False),
+            pa.field("images", pa.list_(image), nullable=False),
+            pa.field("prompt_tokens", pa.int64()),
+            pa.field("answer_tokens", pa.int64()),
+            pa.field("schema_valid", pa.bool_()),
+            pa.field("refused", pa.bool_()),
+        ]
+    )

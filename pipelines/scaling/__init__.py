@@ -1,0 +1,1 @@
+"""Past one machine, on paper: what many retrains on many cards take, and what saturates first."""

@@ -1,0 +1,1 @@
+"""What docker-compose.yml needs of the machine before it is started: `vlmops stack init`."""
