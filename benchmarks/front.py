@@ -55,7 +55,7 @@ def ways() -> Iterator[list[Way]]:
         block.enter_context(running([*command, "--served-model-name", "digits"], home / "engine.log"))
         found = [Way(DIRECT, f"http://127.0.0.1:{engine_port}", "none")]
         for name in (ALONE, WHOLE):
-            ports = {f"{port}_port": free_port() for port in ("front", "ready", "admin", "keys")}
+            ports = {f"{port}_port": free_port() for port in ("front", "ready", "keys")}
             settings = Settings(home=home / name.split()[-1], engine_port=engine_port, **ports)
             front.prepare(settings, config.serving)
             if name == ALONE:

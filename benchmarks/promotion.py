@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4, help="questions a second")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "promotion", help="logs and state")
     options = parser.parse_args()
-    for name in ("FRONT", "ENGINE", "READY", "ADMIN", "KEYS"):
+    for name in ("FRONT", "ENGINE", "READY", "KEYS"):
         os.environ[f"VLMOPS_{name}_PORT"] = str(free_port())
     os.environ["VLMOPS_HOME"] = str(options.out)
     settings, config = Settings(), load_config(options.config)

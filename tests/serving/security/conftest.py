@@ -49,7 +49,7 @@ def service(smoke: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     launch = Launch(model=model, names=("digits",), serving=smoke.serving, images=smoke.images, hardware=smoke.hardware)
     with ExitStack() as block:
         started = block.enter_context(engine(launch, folder / "engine.log"))
-        ports = {f"{name}_port": free_port() for name in ("front", "ready", "admin", "keys")}
+        ports = {f"{name}_port": free_port() for name in ("front", "ready", "keys")}
         settings = Settings(home=folder / "home", engine_port=urlsplit(started.url).port, **ports)
         front.prepare(settings, smoke.serving.model_copy(update={"hold_seconds": 20.0}))
         for ward in front.wards(settings):
