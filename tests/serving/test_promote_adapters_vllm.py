@@ -23,7 +23,7 @@ from serving.adapter import read_adapter
 from serving.client import command, served_names
 from serving.engine import Engine, engine, start_in_service
 from serving.promote import Promotion
-from serving.served import Served, running
+from serving.served import Served, running, write_served
 from serving.strategies.in_place import CACHES
 from tests.serving.conftest import DOUBLE, Maker
 from tests.serving.recorded_golden import SOMETHING, record_golden
@@ -103,6 +103,7 @@ def test_adapters_change_places_under_traffic(
     assert not answers[1] & answers[2]
     _require_alike(vllm, make, first)
     start_front(120)
+    write_served(machine, first)
     assert Promotion(machine, registry, first).run().strategy == "none"
     with Traffic(machine, first.serving.name, rate=4, **SOMETHING) as traffic:
         runs = [Promotion(machine, registry, version).run() for version in (second, first, second)]

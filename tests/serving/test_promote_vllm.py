@@ -14,7 +14,7 @@ from pipelines.settings import Settings
 from pipelines.system.manifest import write_manifest
 from serving.engine import engine, start_in_service
 from serving.promote import Promotion
-from serving.served import Served
+from serving.served import Served, write_served
 from tests.serving.recorded_golden import SOMETHING, record_golden
 from tests.serving.registry_double import RecordingRegistry
 from tests.serving.traffic import Traffic
@@ -43,7 +43,7 @@ def _version(number: int, folder: Path, config: Config) -> Served:
 
 @pytest.fixture
 def versions(smoke: Config, machine: Settings, tmp_path: Path) -> tuple[Served, Served]:
-    """The first one in service already, not yet released."""
+    """The first one in service already, as after a crash of whoever started it: released, and requests wait."""
     first, second = (_version(number, tmp_path, smoke) for number in (1, 2))
     running = start_in_service(first.launch(), machine.engine_port, first.log(machine))
     with engine(replace(second.launch(), names=second.names), tmp_path / "second.log") as measured:
@@ -51,6 +51,7 @@ def versions(smoke: Config, machine: Settings, tmp_path: Path) -> tuple[Served, 
         said = record_golden(measured.url, second)
     running.wait_ready(smoke.serving.start_seconds)
     assert said != record_golden(machine.engine_url, first)
+    write_served(machine, first)
     return first, second
 
 
