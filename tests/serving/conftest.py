@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -145,6 +146,21 @@ def registry(tmp_path: Path) -> RecordingRegistry:
     return RecordingRegistry(tmp_path / "registry.json")
 
 
+def wait_for_caddy(machine: Settings, seconds: float = 20.0) -> None:
+    """Wait until it takes requests: its admin socket answers before its ports do."""
+
+    def takes() -> bool:
+        ports = (machine.front_port, machine.ready_port)
+        return front.in_flight(machine) is not None and all(map(_is_listened_to, ports))
+
+    wait_until(takes, seconds, lambda: AssertionError("no Caddy"), 0.05)
+
+
+def _is_listened_to(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def start_front(machine: Settings, serving: Serving, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Starts a real Caddy and keys service that hold for the given seconds; nobody starts them again."""
@@ -155,7 +171,7 @@ def start_front(machine: Settings, serving: Serving, tmp_path: Path) -> Iterator
             for ward in front.wards(machine):
                 log = tmp_path / f"{ward.name}.log"
                 block.enter_context(running(ward.command, log, ward.environment, ward.folder))
-            wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
+            wait_for_caddy(machine)
 
         yield start
 

@@ -28,7 +28,7 @@ from pipelines.system.credentials import credential
 from pipelines.system.processes import free_port, running, wait_until
 from serving import front
 from serving.client import healthy
-from tests.serving.conftest import DOUBLE, Maker
+from tests.serving.conftest import DOUBLE, Maker, wait_for_caddy
 from tests.serving.traffic import Traffic
 
 
@@ -43,7 +43,7 @@ def supervised(machine: Settings, make: Maker, tmp_path: Path) -> Iterator[psuti
     ):
         front.release(machine)
         wait_until(lambda: healthy(machine.engine_url), 10, lambda: AssertionError("no engine"))
-        wait_until(lambda: front.in_flight(machine) is not None, 20, lambda: AssertionError("no Caddy"), 0.05)
+        wait_for_caddy(machine)
         front.wait_noticed(machine)
         yield psutil.Process(process.pid)
 
@@ -72,7 +72,7 @@ def test_a_caddy_that_is_killed_is_back_at_once_and_still_holds(machine: Setting
     killed = _child(supervised, "Caddyfile")
     killed.kill()
     killed.wait(5)
-    wait_until(lambda: front.in_flight(machine) is not None, 5, lambda: AssertionError("no Caddy"), 0.05)
+    wait_for_caddy(machine)
     with pytest.raises(httpx.ReadTimeout):
         _models(machine, timeout=2)
     front.release(machine)

@@ -21,7 +21,7 @@ from serving.promote import Promotion
 from serving.promotion.deploy_log import DeployLog
 from serving.served import Served, running
 from serving.service import status
-from tests.serving.conftest import DOUBLE, Maker
+from tests.serving.conftest import DOUBLE, Maker, wait_for_caddy
 from tests.serving.registry_double import RecordingRegistry
 
 RESTART = ("verify", "choose", "hold", "drain", "stop", "start", "probe", "release", "watch")
@@ -128,7 +128,7 @@ def test_caddy_is_killed(
     _truth(machine, registry, (first, second))
     caddy = front.wards(machine)[-1]
     with started(caddy.command, tmp_path_factory.mktemp("again") / "caddy.log", caddy.environment, caddy.folder):
-        wait_until(lambda: front.in_flight(machine) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
+        wait_for_caddy(machine)
         assert not front.holding(machine)
 
 

@@ -14,10 +14,11 @@ import pytest
 from pipelines.config import Config
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
-from pipelines.system.processes import free_port, running, wait_until
+from pipelines.system.processes import free_port, running
 from serving import front
 from serving.client import metrics
 from serving.engine import Engine, Launch, engine
+from tests.serving.conftest import wait_for_caddy
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def service(smoke: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         front.prepare(settings, smoke.serving.model_copy(update={"hold_seconds": 20.0}))
         for ward in front.wards(settings):
             block.enter_context(running(ward.command, folder / f"{ward.name}.log", ward.environment, ward.folder))
-        wait_until(lambda: front.in_flight(settings) is not None, 10, lambda: AssertionError("no Caddy"), 0.05)
+        wait_for_caddy(settings)
         started.wait_ready(smoke.serving.start_seconds)
         front.release(settings)
         front.wait_noticed(settings)
