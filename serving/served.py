@@ -18,8 +18,11 @@ from serving.golden import verify_golden
 
 Kept = TypeVar("Kept", bound=BaseModel)
 
-SAMPLED = ("--middleware", "serving.monitor_tap.Tap")
-"""In service the monitor samples what is asked, numbers alone; in evaluation nothing is sampled."""
+IN_SERVICE = ("--middleware", "serving.monitor_tap.Tap", "--middleware", "serving.refusals.KnownFaults")
+"""In service the monitor samples what is asked, numbers alone, and clients hear of their faults; in no evaluation."""
+
+NAMED = ("--middleware", "serving.refusals.NamedModel")
+"""Beside an adapter the base answers too, and would whoever names nobody."""
 
 
 class Served(BaseModel):
@@ -93,7 +96,7 @@ class Served(BaseModel):
             hardware=self.hardware,
             program=program,
             adapter=self.adapter,
-            extra=SAMPLED,
+            extra=IN_SERVICE if self.adapter is None else (*IN_SERVICE, *NAMED),
             reloadable=self.reloadable,
         )
 

@@ -99,6 +99,7 @@ def test_adapters_change_places_under_traffic(
     make: Maker,
 ) -> None:
     first, second = versions
+    assert _status(vllm.url, "/v1/chat/completions", {"messages": _body("", [TEXT])["messages"]}) == 400
     answers = {version.version: _recorded(vllm, version) for version in (second, first)}
     assert not answers[1] & answers[2]
     _require_alike(vllm, make, first)

@@ -24,7 +24,7 @@ from serving.engine import Engine, Launch, engine
 from serving.keys_service import NAME_HEADER
 from serving.monitor_scrape import engine_facts, scrape
 from serving.questions import Message
-from serving.served import SAMPLED
+from serving.served import IN_SERVICE
 from tests.pipelines.monitoring.expressions import asked_of
 from tests.serving.conftest import DOUBLE, Maker
 
@@ -55,7 +55,7 @@ def vllm(smoke: Config, model: Path, tmp_path_factory: pytest.TempPathFactory) -
         serving=smoke.serving,
         images=smoke.images,
         hardware=smoke.hardware,
-        extra=SAMPLED,
+        extra=IN_SERVICE,
     )
     log = tmp_path_factory.mktemp("vllm") / "engine.log"
     with pytest.MonkeyPatch.context() as patch:

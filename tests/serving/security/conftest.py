@@ -18,6 +18,7 @@ from pipelines.system.processes import free_port, running
 from serving import front
 from serving.client import metrics
 from serving.engine import Engine, Launch, engine
+from serving.served import IN_SERVICE
 from tests.serving.conftest import wait_for_caddy
 
 
@@ -47,7 +48,14 @@ class Service:
 def service(smoke: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     model = _build(folder / "model")
-    launch = Launch(model=model, names=("digits",), serving=smoke.serving, images=smoke.images, hardware=smoke.hardware)
+    launch = Launch(
+        model=model,
+        names=("digits",),
+        serving=smoke.serving,
+        images=smoke.images,
+        hardware=smoke.hardware,
+        extra=IN_SERVICE,
+    )
     with ExitStack() as block:
         started = block.enter_context(engine(launch, folder / "engine.log"))
         ports = {f"{name}_port": free_port() for name in ("front", "ready", "keys")}
