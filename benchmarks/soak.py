@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -28,11 +30,13 @@ from scipy.stats import theilslopes
 
 from pipelines import tracking
 from pipelines.config_file import load_config
-from pipelines.embedded.stack import Stack
+from pipelines.embedded.stack import Stack, serve_again
 from pipelines.errors import BadInput
 from pipelines.registry import Registry
 from pipelines.settings import Settings
 from pipelines.system.processes import wait_until
+from serving import front
+from serving.client import healthy
 from serving.promotion.deploy_log import DeployLog, Transition
 from tests.serving.traffic import Traffic
 
@@ -43,6 +47,10 @@ SAMPLE_SECONDS = 5.0
 PROMOTION_SECONDS = 300.0
 CAPACITY_SECONDS = 30.0
 AT_ONCE = 16
+PATIENCE = 5
+"""How often a client asks again that is told to, as clients of OpenAI's kind do."""
+
+ANSWER_TOKENS = 16
 
 
 @dataclass
@@ -78,11 +86,13 @@ def soak(settings: Settings, minutes: float, every: float, share: float) -> Tabl
     with Stack(settings) as stack:
         registry = Registry(stack.settings, config.registry.model)
         first, second = _two_versions(stack.settings, registry)
-        _promote(stack, registry, first)
-        capacity = asyncio.run(_capacity(Traffic(stack.settings, config.serving.name)))
+        serve_again(stack)
+        _wait_in_service(stack, registry, first, Memory())
+        clients = partial(Traffic, stack.settings, config.serving.name, patience=PATIENCE, max_tokens=ANSWER_TOKENS)
+        capacity = asyncio.run(_capacity(clients()))
         Console().print(f"capacity: {capacity:.1f} questions a second; {share:.0%} of it for {minutes:.0f} minutes")
         memory, before = Memory(), len(_log(settings))
-        with Traffic(stack.settings, config.serving.name, rate=share * capacity) as traffic, _progress() as progress:
+        with clients(rate=share * capacity) as traffic, _progress() as progress:
             shown = progress.add_task("soaking", total=minutes * 60)
             turn, next_promotion = 0, time.monotonic() + every * 60
             while (elapsed := time.monotonic() - memory.began) < minutes * 60:
@@ -109,17 +119,20 @@ def _two_versions(settings: Settings, registry: Registry) -> tuple[int, int]:
     return approved, registry.add(registry.tags(approved), again.info.run_id).version
 
 
-def _promote(stack: Stack, registry: Registry, version: int, memory: Memory | None = None) -> None:
-    """Approve a version, and wait until it is champion; memory is looked at meanwhile."""
+def _promote(stack: Stack, registry: Registry, version: int, memory: Memory) -> None:
+    """Approve a version, and wait until it is champion and serves."""
     registry.approve(version, reviewer="soak", reason="benchmarks/soak.py")
+    _wait_in_service(stack, registry, version, memory)
 
-    def champion() -> bool:
+
+def _wait_in_service(stack: Stack, registry: Registry, version: int, memory: Memory) -> None:
+    def in_service() -> bool:
         stack.check()
-        if memory is not None:
-            memory.look(stack.settings.engine_port)
-        return registry.aliases().get("champion") == version
+        memory.look(stack.settings.engine_port)
+        serves = healthy(stack.settings.engine_url) and not front.holding(stack.settings)
+        return serves and registry.aliases().get("champion") == version
 
-    wait_until(champion, PROMOTION_SECONDS, lambda: BadInput(f"v{version} was not promoted; see the Dag redeploy"), 2)
+    wait_until(in_service, PROMOTION_SECONDS, lambda: BadInput(f"v{version} was not promoted; see the Dag redeploy"), 2)
 
 
 async def _capacity(traffic: Traffic) -> float:
@@ -169,18 +182,19 @@ def _progress() -> Progress:
 
 
 def _table(traffic: Traffic, memory: Memory, log: list[Transition]) -> Table:
-    told_to_wait = traffic.outcomes["status 503"]
-    lost = sum(n for got, n in traffic.outcomes.items() if _is_lost(got))
+    seconds = sorted(end - began for began, end, _ in traffic.answered)
+    lost = {outcome: n for outcome, n in traffic.outcomes.items() if _is_lost(outcome)}
     holds = [one.hold_seconds for one in log if one.state == "serving"]
     table = Table("what", "seen", title="soak of the embedded stack")
     table.add_row("questions", str(traffic.outcomes.total()))
-    table.add_row("lost", str(lost))
-    table.add_row("refused while the queue was full (503, Retry-After)", str(told_to_wait))
+    table.add_row("lost", "\n".join((str(sum(lost.values())), *(f"{n} x {how}" for how, n in lost.items()))))
+    table.add_row("told to ask again after a while (503), and did", str(traffic.told_to_wait))
     table.add_row("promotions", str(len(holds)))
     table.add_row("undone or down", str(sum(one.state in {"undo", "down", "crashed"} for one in log)))
     if holds:
         table.add_row("hold p50 / longest", f"{statistics.median(holds):.1f} / {max(holds):.1f} s")
-    table.add_row("longest answer", f"{traffic.longest_seconds:.1f} s")
+    p50, p99 = (seconds[round(share * (len(seconds) - 1))] for share in (0.5, 0.99))
+    table.add_row("answer p50 / p99 / longest", f"{p50:.2f} / {p99:.1f} / {seconds[-1]:.1f} s")
     for part in sorted(memory.samples):
         median, slope, low, high = memory.growth(part)
         table.add_row(f"memory of {part}", f"{median:.0f} MiB, {slope:+.1f} MiB an hour ({low:+.1f} to {high:+.1f})")
@@ -188,9 +202,9 @@ def _table(traffic: Traffic, memory: Memory, log: list[Transition]) -> Table:
 
 
 def _is_lost(outcome: str) -> bool:
-    if outcome.startswith("status"):
-        return outcome != "status 503"  # which a client is told to repeat
-    return outcome in {"", "abort", "error", "stream cut"} or "Error" in outcome
+    """Whether it is anything but the text of an answer; an exception is kept as its name with parentheses."""
+    broken = outcome in {"", "abort", "error", "stream cut"} or outcome.startswith(("status ", "stream error "))
+    return broken or re.fullmatch(r"\w+(Error|Timeout)\(.*\)", outcome, re.DOTALL) is not None
 
 
 def main() -> None:

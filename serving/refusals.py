@@ -1,12 +1,13 @@
-"""What a client does wrong is told as such, in the engine's own server: `--middleware serving.refusals.KnownFaults`.
+"""What the engine refuses is answered as refused, in its own server: `vllm serve --middleware serving.refusals.NAME`.
 
-vLLM answers some of it with 500, which reads as a fault of the engine: clients ask again, and alerts count it.
+Of vLLM itself some refusals are a 500, which reads as a fault of the engine, or a 200 without an answer.
 """
 
 from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 from PIL import Image
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +34,35 @@ class KnownFaults:
             if not str(error).startswith(LOCAL_FILE):
                 raise
             await _refuse(send, "an image is taken as a data URL alone, never from a file")
+
+
+class StreamsThatBegin:
+    """The middleware that answers an error with its status, where vLLM would send it as the first event of a 200.
+
+    So it tells a streamed request that its queue is full. A stream's head waits for the first event, not for more.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold back the head of a stream until it has begun; what follows an error is dropped."""
+        held: Message | None = None
+        refused = False
+
+        async def say(message: Message) -> None:
+            nonlocal held, refused
+            if message["type"] == "http.response.start" and _streams(message):
+                held = message
+                return
+            head, held = held, None
+            if head is not None and (error := _first_event_s_error(message.get("body", b""))):
+                refused = True
+                await _answer(send, error)
+            for part in () if refused else (message,) if head is None else (head, message):
+                await send(part)
+
+        await self._app(scope, receive, say)
 
 
 class NamedModel:
@@ -79,10 +109,28 @@ def _names_model(body: bytes) -> bool:
     return not isinstance(asked, dict) or bool(asked.get("model"))
 
 
+def _streams(head: Message) -> bool:
+    kinds = (value for name, value in head["headers"] if name.lower() == b"content-type")
+    return head["status"] == HTTPStatus.OK and any(kind.startswith(b"text/event-stream") for kind in kinds)
+
+
+def _first_event_s_error(body: bytes) -> dict[str, Any] | None:
+    """The error that a stream begins with, with the status that it should have had as its `code`."""
+    first = body.partition(b"\n")[0]
+    if not first.startswith(b'data: {"error"'):
+        return None
+    error: dict[str, Any] = json.loads(first.removeprefix(b"data: "))["error"]
+    return {**error, "code": error["code"] if error.get("code") in range(400, 600) else 500}
+
+
 async def _refuse(send: Send, why: str) -> None:
+    error = {"message": why, "type": "BadRequestError", "param": None, "code": int(HTTPStatus.BAD_REQUEST)}
+    await _answer(send, error)
+
+
+async def _answer(send: Send, error: dict[str, Any]) -> None:
     """An error in OpenAI's form."""
-    error = {"message": why, "type": "BadRequestError", "param": None, "code": HTTPStatus.BAD_REQUEST}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": HTTPStatus.BAD_REQUEST, "headers": headers})
+    await send({"type": "http.response.start", "status": error["code"], "headers": headers})
     await send({"type": "http.response.body", "body": body})

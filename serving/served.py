@@ -18,10 +18,15 @@ from serving.golden import verify_golden
 
 Kept = TypeVar("Kept", bound=BaseModel)
 
-IN_SERVICE = ("--middleware", "serving.monitor_tap.Tap", "--middleware", "serving.refusals.KnownFaults")
-"""In service the monitor samples what is asked, numbers alone, and clients hear of their faults; in no evaluation."""
 
-NAMED = ("--middleware", "serving.refusals.NamedModel")
+def _middlewares(*names: str) -> tuple[str, ...]:
+    return tuple(part for name in names for part in ("--middleware", f"serving.{name}"))
+
+
+IN_SERVICE = _middlewares("monitor_tap.Tap", "refusals.KnownFaults", "refusals.StreamsThatBegin")
+"""In service the monitor samples what is asked, numbers alone, and refusals are told as such; in no evaluation."""
+
+NAMED = _middlewares("refusals.NamedModel")
 """Beside an adapter the base answers too, and would whoever names nobody."""
 
 

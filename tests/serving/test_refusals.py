@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from serving.refusals import KnownFaults, NamedModel
+from serving.refusals import KnownFaults, NamedModel, StreamsThatBegin
 
 CHAT = "/v1/chat/completions"
 LOCAL = RuntimeError("Cannot load local files without `--allowed-local-media-path`.")
@@ -61,6 +61,41 @@ def test_a_fault_of_the_engine_stays_one(error: Exception) -> None:
 
 def test_what_is_answered_passes_as_it_is() -> None:
     assert asked(KnownFaults(ECHO), b"anything").content == b"anything"
+
+
+def streaming(*events: bytes) -> ASGIApp:
+    async def endpoint(_: Request) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            for event in events:
+                yield b"data: " + event + b"\n\n"
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    return StreamsThatBegin(Starlette(routes=[Route(CHAT, endpoint, methods=["POST"])]))
+
+
+FULL = b'{"error": {"message": "The engine is currently busy", "type": "Service Unavailable", "code": 503}}'
+
+
+def test_a_stream_that_begins_with_an_error_is_that_error() -> None:
+    answer = asked(streaming(FULL, b"[DONE]"))
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/json")
+    assert answer.json() == json.loads(FULL)
+
+
+def test_an_error_without_a_status_is_the_engine_s() -> None:
+    assert asked(streaming(b'{"error": {"message": "?", "code": null}}')).status_code == 500
+
+
+@pytest.mark.parametrize("events", [(b'{"choices": []}', FULL, b"[DONE]"), (b"[DONE]",), ()])
+def test_a_stream_that_has_begun_passes_part_by_part(events: tuple[bytes, ...]) -> None:
+    answer = asked(streaming(*events))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert answer.content == b"".join(b"data: " + event + b"\n\n" for event in events)
+
+
+def test_what_is_no_stream_passes_as_it_is() -> None:
+    assert asked(StreamsThatBegin(ECHO), b'data: {"error": {}}').content == b'data: {"error": {}}'
 
 
 @pytest.mark.parametrize("body", [{}, {"model": None}, {"model": ""}, {"messages": [{"content": '"model": "x"'}]}])

@@ -30,13 +30,14 @@ PADDING = "x" * 20_000
 
 class Traffic:
     """About `rate` questions a second while the block runs: every fourth one streamed, every third one with an image,
-    every fifth one on a connection of its own."""
+    every fifth one on a connection of its own. Told to come again, a patient client does, after `Retry-After`."""
 
-    def __init__(self, settings: Settings, name: str, rate: float = 20, **more: object) -> None:
+    def __init__(self, settings: Settings, name: str, rate: float = 20, *, patience: int = 0, **more: object) -> None:
         self._url = settings.front_url
         self._headers = {"Authorization": f"Bearer {credential(settings.state, 'front_key')}"}
         self._body = {"model": name, "user": PADDING, **more}
         self._pause = 1 / rate
+        self._patience = patience
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self.outcomes: Counter[str] = Counter()
@@ -45,6 +46,8 @@ class Traffic:
         """When each began and ended by the monotonic clock, and its outcome."""
 
         self.longest_seconds = 0.0
+        self.told_to_wait = 0
+        """How often a patient client was answered 503 and asked again."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -78,13 +81,24 @@ class Traffic:
         body = {**self._body, "stream": stream, "messages": [{"role": "user", "content": content}]}
         began = time.monotonic()
         try:
-            response = await http.post(f"{self._url}/v1/chat/completions", json=body, headers=headers)
+            response = await self._answer(http, body, headers)
             outcome = _outcome(response, stream=stream)
         except httpx.HTTPError as error:
             outcome = repr(error)
         self.outcomes[outcome] += 1
         self.answered.append((began, time.monotonic(), outcome))
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+
+    async def _answer(
+        self, http: httpx.AsyncClient, body: dict[str, object], headers: dict[str, str]
+    ) -> httpx.Response:
+        for left in range(self._patience, -1, -1):
+            response = await http.post(f"{self._url}/v1/chat/completions", json=body, headers=headers)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or not left:
+                break
+            self.told_to_wait += 1
+            await asyncio.sleep(float(response.headers["Retry-After"]))
+        return response
 
 
 def _outcome(response: httpx.Response, *, stream: bool) -> str:
@@ -98,4 +112,7 @@ def _outcome(response: httpx.Response, *, stream: bool) -> str:
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     if events[-1:] != ["[DONE]"]:
         return "stream cut"
-    return " ".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]).strip()
+    told = [json.loads(event) for event in events[:-1]]
+    if errors := [event["error"] for event in told if "error" in event]:
+        return f"stream error {errors[0]}"
+    return " ".join(event["choices"][0]["delta"].get("content", "") for event in told).strip()
