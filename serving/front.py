@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -35,6 +36,8 @@ from pipelines.system.programs import beside
 from serving.caddyfile import ADMIN, render_caddyfile
 from serving.keys_service import NAME_HEADER
 from serving.supervise import Ward, supervise
+
+log = logging.getLogger(__name__)
 
 NOTICE_SECONDS = 1.3
 """Longest wait for Caddy to follow the switch: by then every health check that began before it has ended, by interval
@@ -166,6 +169,7 @@ def prepare(settings: Settings, serving: Serving) -> None:
     """
     _require_ports(settings, serving)
     _require_certificate(serving)
+    _warn_of_plain_http(settings, serving)
     ensure_default(settings)
     _ready(settings).mkdir(parents=True, exist_ok=True)
     write_text(_file(settings), render_caddyfile(settings, serving, _ready(settings), NAME_HEADER))
@@ -204,6 +208,23 @@ def _require_certificate(serving: Serving) -> None:
     for path in () if serving.tls is None else (serving.tls.certificate, serving.tls.key):
         if path is not None and not path.is_file():
             raise MachineUnfit(f"{path} of serving.tls is not there; correct it, or leave both out for Caddy's own")
+
+
+def _warn_of_plain_http(settings: Settings, serving: Serving) -> None:
+    """Not refused: in a container the address is its own, and a proxy may stand before it."""
+    if serving.tls is None and not _is_loopback(settings.front_host):
+        log.warning(
+            "VLMOPS_FRONT_HOST is %s: keys and images pass unencrypted there; set serving.tls, or let only a proxy "
+            "that has TLS reach it",
+            settings.front_host,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _caddy(settings: Settings, verb: str) -> list[str]:

@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from pipelines.config import Serving
+from pipelines.config_serving import Tls
 from pipelines.errors import MachineUnfit
 from pipelines.keys.store import add_key, revoke_key
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
-from pipelines.system.processes import running, wait_until
+from pipelines.system.processes import free_port, running, wait_until
 from serving import front
 from serving.caddyfile import ADMIN, BUSY_SECONDS, RETRY_SECONDS
 from serving.client import healthy
@@ -259,6 +260,22 @@ def test_a_taken_port_is_named(machine: Settings, serving: Serving, start_front:
     start_front(3)
     with pytest.raises(MachineUnfit, match=r"port \d+ \(Caddy; VLMOPS_FRONT_PORT\) is taken"):
         front.prepare(machine, serving)
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("::", True), ("box.lan", True)],
+)
+def test_plain_http_beyond_this_machine_is_warned_of(
+    machine: Settings, serving: Serving, caplog: pytest.LogCaptureFixture, host: str, warned: bool
+) -> None:
+    there = machine.model_copy(update={"front_host": host})
+    front.prepare(there, serving)
+    assert ("unencrypted" in caplog.text) == warned
+    caplog.clear()
+    with_tls = serving.model_copy(update={"tls": Tls(name="box.lan", port=free_port())})
+    front.prepare(there, with_tls)
+    assert "unencrypted" not in caplog.text
 
 
 def test_no_caddy_is_not_an_idle_caddy(machine: Settings) -> None:
