@@ -21,6 +21,9 @@ from pipelines.steps import Step, T
 from pipelines.system.durable import write_text
 from pipelines.system.manifest import text_digest
 
+RELEASES = "release"
+"""Folder of a run that something was released from; `vlmops gc` keeps such a run, wherever the release itself lies."""
+
 
 class Record(BaseModel):
     """What `output.json` holds."""

@@ -7,6 +7,7 @@ the answers that must come again.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -20,10 +21,10 @@ from pipelines.budget.base import read_base
 from pipelines.config_file import load_config
 from pipelines.errors import DONE, BadInput, VlmopsError
 from pipelines.registry import Registry
-from pipelines.run import Run
+from pipelines.run import RELEASES, Run
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, REGISTER
-from pipelines.system.durable import write_text
+from pipelines.system.durable import append_line, write_text
 from pipelines.system.manifest import verify_manifest
 from serving.exporters.compose import to_compose
 from serving.exporters.document import Document, to_yaml
@@ -113,13 +114,21 @@ def write_release(run: Run, version: ModelVersion, order: Order) -> Path:
     release = describe(run.config, version, base, datetime.now(UTC).replace(microsecond=0))
     manifests = {name: EXPORTERS[name](release, order.place(name, release)) for name in order.formats}
     verify_manifest(now.model, version.digest)
-    out = order.out or run.root / "release"
+    if order.out is not None:
+        _note(run, order.out)
+    out = order.out or run.root / RELEASES
     _copy_golden(now.golden, out / "golden")
     comment = f"{release.names[1]}, from release.json, by `vlmops release`: write it again instead of editing it."
     for name, manifest in manifests.items():
         write_text(out / f"{name}.yaml", to_yaml(manifest, comment))
     write_text(out / "release.json", release.model_dump_json(indent=2) + "\n")
     return out
+
+
+def _note(run: Run, out: Path) -> None:
+    """Leave word in the run, which `vlmops gc` then keeps, wherever its release lies."""
+    (run.root / RELEASES).mkdir(exist_ok=True)
+    append_line(run.root / RELEASES / "written.jsonl", json.dumps({"to": str(out.resolve())}))
 
 
 def _copy_golden(golden: Path, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """`vlmops backup`: what cannot be made again, copied while everything runs, into a folder that is whole or not there.
 
     DEST/manifest.json          written last: every file with its SHA-256, the time, the home it is of
-    DEST/home/state/            MLflow's database and files, keys and secrets, who serves, the deploy log
+    DEST/home/state/            MLflow's database and files, secrets, Caddy's authority, who serves, the deploy log
     DEST/home/sealed/           who was judged on which test split
     DEST/home/runs/, cache/     with `models`: what the versions behind aliases are served from
     DEST/mlflow.pgdump          instead of state/mlflow.db, where MLflow is on PostgreSQL
@@ -13,10 +13,12 @@ and its recovery are made for. Airflow's own database is not in it: runs are fol
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -30,8 +32,8 @@ from pipelines.system.manifest import write_manifest
 
 FORMAT: Final = 1
 
-STATE: Final = ("mlflow-artifacts", "secrets")
-"""Folders of the state that are copied whole."""
+STATE: Final = ("mlflow-artifacts", "secrets", "serving/caddy/caddy/pki")
+"""Folders of the state that are copied whole; the last is Caddy's own authority, which clients trust."""
 
 SERVING: Final = ("deploy.jsonl", "serving.json", "confirmed.json")
 """Of the serving folder; the engines' logs and the front's switch are of this hour."""
@@ -67,19 +69,41 @@ def back_up(
     Raises:
         BadInput: `to` is there, or lies in the home, or there is nothing to copy.
         MachineUnfit: The disk is too small, or pg_dump is missing.
-        BackupFailed: It could not be written; nothing is left of it.
+        BackupFailed: It could not be written, and nothing is left of it; or another one is being made.
     """
-    to = to.resolve()
-    _require_place(settings, to)
     _require_source(settings, source, artifacts)
+    with _sole_backup(settings):
+        return _make(settings, source, to.resolve(), models, artifacts)
+
+
+@contextmanager
+def _sole_backup(settings: Settings) -> Iterator[None]:
+    """One at a time: of two with the same name, one would take for whole what the other has copied so far."""
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (settings.state / "backup.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupFailed(f"another backup of {settings.home} is being made; wait for it") from None
+        yield
+
+
+def _make(
+    settings: Settings, source: Path | Postgres, to: Path, models: tuple[Path, ...], artifacts: Path | None
+) -> Backup:
+    _require_place(settings, to)
+    folders = {path: path.stat() for path in (settings.state, artifacts) if path is not None}
     began, moment = time.monotonic(), datetime.now(UTC)
     _require_room(to, sum(map(_size, _places(settings, models, artifacts))), source)
     partial = partial_of(to)
     try:
         _start(partial)
+        if artifacts is not None:
+            (partial / ARTIFACTS).mkdir()  # also where there are none yet: a restore asks for them in the same place
         _copy_database(source, partial)
         for path, place in _places(settings, models, artifacts).items():  # looked for now: the database knows of them
-            copy(path, partial / place)
+            (_copy_what_is_left if ARTIFACTS in place.parts else copy)(path, partial / place)
+        _require_still_there(folders)
         digest = write_manifest(partial, format=FORMAT, time=moment.isoformat(), home=str(settings.home))
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         commit(partial, to)
@@ -143,6 +167,13 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and path.suffix != ".lock" and not path.name.endswith(".partial")
 
 
+def _require_still_there(folders: Mapping[Path, os.stat_result]) -> None:
+    """Files of MLflow may go one by one, and not all of them, because a disk was unmounted or a backup restored."""
+    for path, before in folders.items():
+        if not os.path.samestat(path.stat(), before):
+            raise BackupFailed(f"{path} was replaced while it was copied; nothing is left of the backup, start again")
+
+
 def _size(path: Path) -> int:
     """In bytes; of a file that went while we looked, none."""
     try:
@@ -169,15 +200,19 @@ def _copy_database(source: Path | Postgres, partial: Path) -> None:
     target.chmod(0o600)
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file with its mode; durable on return. One that went since it was listed is left out."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def copy(source: str | Path, target: str | Path) -> None:
+    """Copy a file with its mode; durable on return."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    shutil.copystat(source, target)
+    with Path(target).open("rb") as copied:
+        os.fsync(copied.fileno())
+
+
+def _copy_what_is_left(source: Path, target: Path) -> None:
+    """The same of a file of MLflow, which deletes some: one that went since it was listed is left out."""
     try:
-        shutil.copyfile(source, target)
+        copy(source, target)
     except FileNotFoundError:
         if source.exists():
             raise
-        return
-    shutil.copystat(source, target)
-    with target.open("rb") as copied:
-        os.fsync(copied.fileno())

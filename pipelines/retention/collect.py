@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.errors import RunConflict, VlmopsError
 from pipelines.registry import Registry
-from pipelines.retention.inventory import TRASH, Item, step_locks
+from pipelines.retention.inventory import TRASH, Item, run_folders, step_locks
 from pipelines.retention.plan import Known, Verdict, plan, running
 from pipelines.settings import Settings
 
@@ -29,20 +29,29 @@ class Collected:
     """Bytes."""
 
 
-def collect(known: Known) -> Collected:
-    """Make the plan once more, under the locks, and do as it says.
+def collect(settings: Settings, look: Callable[[], Known]) -> Collected:
+    """Make a plan under the locks, and do as it says.
+
+    Args:
+        settings: Of this machine.
+        look: Asks what verdicts are made from: under the locks, and once more before anything is touched, since
+            measuring large folders takes a while and nobody who approves a version has a lock.
 
     Raises:
-        RunConflict: A step of a run is running, or a promotion is under way; nothing was deleted.
+        RunConflict: A step of a run is running, a promotion is under way, or something came into use while the plan
+            was made; nothing was deleted.
+        BadInput: The registry is not the one of the runs here.
         Unreachable: MLflow does not answer, and cannot be told which versions lose their files.
     """
-    settings = known.settings
     with _sole_gc(settings):
         if busy := running(settings):
             raise RunConflict(f"{busy[0].name} is running; nothing is deleted, for it may use it; wait for it")
         with _no_promotion(settings):
+            runs, known = run_folders(settings), look()
             verdicts = plan(known)
             going = [verdict.item for verdict in verdicts if verdict.goes]
+            if look().versions != known.versions or run_folders(settings) != runs or running(settings):
+                raise RunConflict("a run began or an alias moved meanwhile; nothing was deleted; start gc again")
             _tell_registry(known, going)
             trash = [item.path if item.kind == "trash" else _put_away(item, settings) for item in _whole(going)]
         for path in trash:

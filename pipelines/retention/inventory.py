@@ -124,6 +124,13 @@ def finished(run: Path) -> bool:
     return gate.is_file() and json.loads(gate.read_text())["artifact"].get("outcome") in {"fail", "inconclusive"}
 
 
+def registrations(settings: Settings) -> frozenset[tuple[str, int]]:
+    """Name and number of every version that runs registered."""
+    outputs = (run / "register" / "output.json" for run in run_folders(settings))
+    made = (json.loads(output.read_text())["artifact"] for output in outputs if output.is_file())
+    return frozenset((str(each["name"]), int(each["version"])) for each in made if "version" in each)
+
+
 def named_paths(*files: Path) -> Iterator[Path]:
     """Every place on this machine that JSON files name, whatever the field: also those of other versions of vlmops."""
     for file in files:

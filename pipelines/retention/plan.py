@@ -8,12 +8,27 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipelines.config_retention import Retention
-from pipelines.retention.inventory import Item, finished, held, items, named_paths, run_folders, step_locks
+from pipelines.errors import BadInput
+from pipelines.retention.inventory import (
+    Item,
+    Kind,
+    finished,
+    held,
+    items,
+    named_paths,
+    registrations,
+    run_folders,
+    step_locks,
+)
 from pipelines.retention.registered import Version
+from pipelines.run import RELEASES
 from pipelines.settings import Settings
 
 SERVING_FILES = ("serving.json", "confirmed.json")
 """Of the serving folder: what serves, what passed its watch, and the way back."""
+
+TAIL: dict[Kind, int] = {"run": 2, "export": 4, "base": 2}
+"""Parts that end a path and name an item wherever its home lies: runs/NAME, runs/NAME/exports/NAME, bases/NAME."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,12 @@ class Known:
 
 
 def plan(known: Known) -> tuple[Verdict, ...]:
-    """A verdict on everything there is."""
+    """A verdict on everything there is.
+
+    Raises:
+        BadInput: The registry is another one than that of the runs here: nobody knows what is referred to.
+    """
+    _require_our_registry(known)
     found = items(known.settings, shared_cache=known.rules.shared_cache)
     newest = _newest(found, known.rules.keep_last)
     runs = {item.path: _of_run(item, known, newest) for item in found if item.kind == "run"}
@@ -52,6 +72,16 @@ def plan(known: Known) -> tuple[Verdict, ...]:
         "trash": lambda item: Verdict(item, True, "a gc that was interrupted had deleted it"),
     }
     return tuple(runs[item.path] if item.kind == "run" else rest[item.kind](item) for item in found)
+
+
+def _require_our_registry(known: Known) -> None:
+    ours = registrations(known.settings)
+    if ours and ours.isdisjoint((version.model, version.number) for version in known.versions):
+        model, number = min(ours)
+        raise BadInput(
+            f"MLflow knows none of the versions that runs in {known.settings.runs} registered, {model} v{number} say; "
+            f"name the server that does by VLMOPS_MLFLOW_URI. Was it lost: `vlmops restore`, or delete runs by hand"
+        )
 
 
 def _of_run(item: Item, known: Known, newest: frozenset[Path]) -> Verdict:
@@ -68,16 +98,16 @@ def _reasons_for_run(item: Item, known: Known, newest: frozenset[Path]) -> Itera
         yield "it is a link; what is behind it is not ours"
     if any(map(held, step_locks(run))):
         yield "it is running"
-    yield from (f"{', '.join(v.aliases)}: {v.name}" for v in known.versions if v.aliases and _refers(v.files, run))
-    if _refers(named_paths(*(known.settings.serving / name for name in SERVING_FILES)), run):
+    yield from (f"{', '.join(v.aliases)}: {v.name}" for v in known.versions if v.aliases and _refers(v.files, item))
+    if _refers(named_paths(*(known.settings.serving / name for name in SERVING_FILES)), item):
         yield "it serves, or is the way back"
     opened = known.now - timedelta(days=known.rules.open_days)
     yield from (
         f"{v.name} waits for review"
         for v in known.versions
-        if not v.reviewed and v.made > opened and _refers(v.files, run)
+        if not v.reviewed and v.made > opened and _refers(v.files, item)
     )
-    if (run / "release").is_dir():
+    if (run / RELEASES).is_dir():
         yield "a release was written from it"
     if run in newest:
         yield f"of the last {known.rules.keep_last}"
@@ -93,7 +123,7 @@ def _of_checkpoints(item: Item, run: Verdict, known: Known) -> Verdict:
     folder = item.path.parents[1]
     if run.item.link or any(map(held, step_locks(folder))):
         return Verdict(item, False, run.reason)
-    if finished(folder):
+    if finished(folder) and (folder / "finetune" / "output.json").is_file():  # gone while it is trained again
         return Verdict(item, True, "the run has finished and needs none")
     if known.young(item, known.rules.open_days):
         return Verdict(item, False, "its run has not finished, and would go on from it")
@@ -103,9 +133,9 @@ def _of_checkpoints(item: Item, run: Verdict, known: Known) -> Verdict:
 def _of_export(item: Item, run: Verdict, known: Known) -> Verdict:
     if run.goes:
         return Verdict(item, True, "with its run")
-    if any(_refers(version.files, item.path) for version in known.versions):
+    if any(_refers(version.files, item) for version in known.versions):
         return Verdict(item, False, "a registered version is served from it")
-    if _refers(named_paths(*(known.settings.serving / name for name in SERVING_FILES)), item.path):
+    if _refers(named_paths(*(known.settings.serving / name for name in SERVING_FILES)), item):
         return Verdict(item, False, "it serves, or is the way back")
     if item.link or known.young(item, known.rules.keep_days):
         return Verdict(item, False, f"a link, or changed within {known.rules.keep_days:g} days")
@@ -115,7 +145,7 @@ def _of_export(item: Item, run: Verdict, known: Known) -> Verdict:
 def _of_base(item: Item, used: frozenset[Path], known: Known) -> Verdict:
     if item.link:
         return Verdict(item, False, "it is a link; what is behind it is not ours")
-    if _refers(used, item.path):
+    if _refers(used, item):
         return Verdict(item, False, "a run that is kept was made from it, or what serves needs it")
     if known.young(item, known.rules.keep_days):
         return Verdict(item, False, f"changed within {known.rules.keep_days:g} days")
@@ -129,8 +159,10 @@ def _used_paths(known: Known, kept: Iterable[Path]) -> frozenset[Path]:
     return frozenset(named_paths(*files)).union(*(version.files for version in known.versions if version.aliases))
 
 
-def _refers(paths: Iterable[Path], to: Path) -> bool:
-    return any(path.is_relative_to(to) for path in paths)
+def _refers(paths: Iterable[Path], item: Item) -> bool:
+    """Whether a path leads to an item or into it. Homes are moved, and mounted under other names: the end counts."""
+    tail = "/".join(("", *item.path.parts[-TAIL[item.kind] :], ""))
+    return any(tail in f"{path}/" for path in paths)
 
 
 def _newest(found: Iterable[Item], last: int) -> frozenset[Path]:

@@ -23,7 +23,7 @@ SECRETS = (
 """Generated, each of 256 bits."""
 
 PLACE = """\
-# What `docker compose up -d` starts.
+# What `docker compose up -d` starts. gpu and monitoring need an NVIDIA card, and NVIDIA's container toolkit.
 COMPOSE_PROFILES=core,gpu,monitoring
 
 # Tag of the two images of ours, and what is in the ml image: cuda or cpu.
@@ -38,7 +38,8 @@ VLMOPS_RETRAIN_SCHEDULE=
 VLMOPS_DATA_WATCH=
 VLMOPS_DATA_WATCH_MINIMUM=100
 
-# Where pages and the model are. Anything but 127.0.0.1 is open to the network; put HTTPS before it.
+# Where pages and the model are. Anything but 127.0.0.1 is open to the network, and MLflow (where an alias decides what
+# serves), Prometheus and Alertmanager ask nobody who they are: put a proxy with HTTPS and a login before them instead.
 VLMOPS_BIND=127.0.0.1
 AIRFLOW_PORT=8080
 MLFLOW_PORT=5000

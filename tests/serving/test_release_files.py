@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from pipelines.artifacts import BaseSnapshot, ModelVersion
 from pipelines.budget.base import SHAPES
 from pipelines.errors import BadInput
-from pipelines.run import Run
+from pipelines.run import RELEASES, Run
 from pipelines.settings import Settings
 from pipelines.steps import DOWNLOAD, REGISTER
 from pipelines.system.manifest import ManifestMismatch, write_manifest
@@ -60,6 +60,7 @@ def test_a_release_can_be_taken_elsewhere(run: Run, tmp_path: Path) -> None:
     out = write_release(run, registered(run), order)
     names = {path.name for path in out.iterdir()}
     assert names == {"release.json", "golden", *(f"{name}.yaml" for name in EVERYTHING)}
+    assert json.loads((run.root / RELEASES / "written.jsonl").read_text()) == {"to": str(out)}
     release = Release.model_validate_json((out / "release.json").read_text())
     assert (release.version, release.model.digest) == (3, registered(run).digest)
     assert (out / "golden" / "golden.jsonl").is_file()

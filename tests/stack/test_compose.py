@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import pkgutil
+import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,13 @@ import pytest
 from jsonschema import Draft7Validator
 
 from pipelines.cli import parser
+from pipelines.config_file import load_config
 from pipelines.settings import ROOT, Settings
 from pipelines.stack.env_file import SECRETS, env_file
 from pipelines.system.processes import SECRET
+from pipelines.system.programs import beside
+from serving.caddyfile import render_caddyfile
+from serving.engine import VLLM, Launch
 from tests.stack.production import COMPOSE, VARIABLE, resolved, service_environment, variables
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -40,8 +47,16 @@ def test_each_profile_has_its_parts() -> None:
                   ("core", "gpu", "monitoring")}  # fmt: skip
     assert by_profile["core"] >= {"postgres", "redis", "mlflow", "airflow-init", "airflow-api", "airflow-scheduler",
                                   "airflow-dag-processor", "airflow-triggerer", "worker"}  # fmt: skip
-    assert by_profile["gpu"] == {"front", "worker-gpu", "watch"}
-    assert by_profile["monitoring"] >= {"front", "monitor", "gpu-exporter", "prometheus", "alertmanager", "grafana"}
+    assert by_profile["gpu"] == {"serving", "front", "worker-gpu", "watch"}
+    assert by_profile["monitoring"] >= {
+        "serving",
+        "front",
+        "monitor",
+        "gpu-exporter",
+        "prometheus",
+        "alertmanager",
+        "grafana",
+    }
 
 
 def test_every_variable_must_be_set_and_stack_init_sets_it() -> None:
@@ -64,7 +79,7 @@ def test_no_password_stands_in_the_file() -> None:
     for name, service in SERVICES.items():
         for key, value in service.get("environment", {}).items():
             if "PASSWORD" in key or key.endswith(
-                ("_SECRET", "_SECRET_KEY", "FERNET_KEY", "CONN", "BROKER_URL", "RESULT_BACKEND")
+                ("_SECRET", "_SECRET_KEY", "FERNET_KEY", "CONN", "BROKER_URL", "RESULT_BACKEND", "DATABASE_URL")
             ):
                 assert {found.group(1) for found in VARIABLE.finditer(value)} & set(secret), (name, key)
 
@@ -115,12 +130,21 @@ def test_a_service_is_pinned_limited_watched_and_its_log_is_bounded(name: str) -
     assert ("healthcheck" in service) or service["restart"] == "no"
 
 
-def test_who_sees_engines_shares_network_and_processes_with_the_front() -> None:
-    for name in ("worker-gpu", "watch", "monitor"):
-        assert (SERVICES[name]["network_mode"], SERVICES[name]["pid"]) == ("service:front", "service:front")
+def test_what_serves_shares_network_and_processes() -> None:
+    for name in ("front", "worker-gpu", "watch", "monitor"):
+        assert (SERVICES[name]["network_mode"], SERVICES[name]["pid"]) == ("service:serving", "service:serving")
     for name, service in SERVICES.items():  # as an engine that a promotion started has nowhere else to live
-        if service.get("network_mode") == "service:front":
-            assert "ports" not in service, name
+        if service.get("network_mode") == "service:serving":
+            assert {"ports", "hostname"}.isdisjoint(service), name
+            assert service["depends_on"]["serving"] == {"condition": "service_started", "restart": True}
+
+
+def test_what_holds_them_does_nothing_that_could_end_it() -> None:
+    """With it would end every engine, and Prometheus be deaf in a network that nobody else is in."""
+    holder = SERVICES["serving"]
+    assert command("serving") == ["sleep", "infinity"]
+    assert {"environment", "volumes", "depends_on", "network_mode", "pid"}.isdisjoint(holder)
+    assert holder["ports"]
 
 
 def test_each_queue_of_the_dags_has_a_worker() -> None:
@@ -138,6 +162,31 @@ def test_airflow_takes_its_commands() -> None:
     assert len(AIRFLOW) == 6
     for name in AIRFLOW:
         assert cli_parser.get_parser().parse_args(command(name)[1:]).func
+
+
+def test_the_database_is_not_healthy_while_it_is_being_made() -> None:
+    """Its image runs docker/postgres-init in a server that listens on a socket alone, and starts the real one after."""
+    _, *check = SERVICES["postgres"]["healthcheck"]["test"]
+    assert check[0] == "pg_isready"
+    assert check[1:3] == ["--host", "127.0.0.1"]
+
+
+def test_health_checks_ask_what_airflow_and_celery_answer() -> None:
+    from airflow.cli import cli_parser
+    from celery.bin.celery import celery
+
+    asked = {name: SERVICES[name]["healthcheck"]["test"] for name in AIRFLOW if "healthcheck" in SERVICES[name]}
+    jobs = [shlex.split(told[1].replace("$$", "$")) for told in asked.values() if told[1].startswith("airflow ")]
+    pings = {name: told[2:] for name, told in asked.items() if told[1] == "celery"}
+    assert (len(jobs), set(pings)) == (2, {"worker", "worker-gpu"})
+    for arguments in jobs:
+        assert cli_parser.get_parser().parse_args(arguments[1:]).func
+    for name, arguments in pings.items():
+        (flag, app), inspect = arguments[:2], arguments[3:]
+        assert flag == "--app"
+        assert pkgutil.resolve_name(app).control.inspect
+        context = celery.commands["inspect"].make_context("inspect", list(inspect), resilient_parsing=True)
+        assert context.params["destination"] == [command(name)[command(name).index("--celery-hostname") + 1]]
 
 
 def test_mlflow_takes_its_command() -> None:
@@ -161,15 +210,90 @@ def test_mlflow_answers_to_every_name_it_is_called_by() -> None:
     assert not is_allowed_host_header(allowed, "elsewhere.example:5000")
 
 
-@pytest.mark.parametrize("name", ["watch", "monitor"])
+@pytest.mark.parametrize("name", ["watch", "monitor", "backup"])
 def test_vlmops_takes_its_commands(name: str) -> None:
     assert parser().parse_args(command(name)[1:]).command
+
+
+def test_the_timer_backs_up_what_the_stack_has(tmp_path: Path) -> None:
+    args, told = parser().parse_args(command("backup")[1:]), service_environment("backup", VALUES)
+    rules = load_config(ROOT / VALUES["VLMOPS_CONFIG"], tuple(args.overrides))
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["backup"]["volumes"])
+    assert (mounts["home"], mounts["backups"]) == (told["VLMOPS_HOME"], str(args.to))
+    assert rules.retention.mlflow_artifacts == Path(mounts["mlflow-artifacts"])
+    assert rules.retention.mlflow_database_from is not None
+    address, its = told[rules.retention.mlflow_database_from], service_environment("mlflow", VALUES)
+    assert address == its["MLFLOW_BACKEND_STORE_URI"].replace("+psycopg2", "")
+    assert args.every < rules.monitoring.backup_hours
+
+
+def test_folders_of_volumes_are_the_user_s_in_our_images(tmp_path: Path) -> None:
+    """Docker makes one that is missing, for root alone."""
+    lines = (ROOT / "docker" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    made = [part for line in lines for part in line.split("&&") if "install --directory --owner vlmops" in part]
+    told = subprocess.run(["bash", "-c", f"echo {' '.join(made)}"], capture_output=True, text=True, check=True).stdout
+    mounts = [mount.split(":") for name in FROM_US for mount in SERVICES[name].get("volumes", [])]
+    wanted = {mount[1] for mount in mounts if mount[0] in COMPOSE["volumes"]}
+    assert len(wanted) >= 5
+    assert wanted <= set(told.split())
+
+
+def test_a_backup_that_is_old_or_missing_shows_as_ill(tmp_path: Path) -> None:
+    _, check = SERVICES["backup"]["healthcheck"]["test"]
+    noted = tmp_path / "backup.json"
+    here = check.replace("/var/lib/vlmops/state/backup.json", str(noted))
+
+    def healthy() -> bool:
+        return subprocess.run(["sh", "-c", here], capture_output=True, check=False).returncode == 0
+
+    assert not healthy()
+    noted.touch()
+    assert healthy()
+    os.utime(noted, (time.time() - 27 * 3600,) * 2)
+    assert not healthy()
 
 
 def test_our_modules_and_scripts_are_there() -> None:
     assert command("front")[1:] == ["-m", "serving.front"]
     for path in ("docker/airflow-init", "docker/redis-start", "docker/postgres-init"):
         assert os.access(ROOT / path, os.X_OK), path
+
+
+STARTED = {"postgres-init": "psql", "redis-start": "redis-server", "airflow-init": "airflow"}
+"""What a script of docker/ starts."""
+
+
+def ran(script: str, folder: Path) -> tuple[int, str, str, int]:
+    """The process id of a script of docker/, and arguments, input and process id of what it started last."""
+    double = folder / STARTED[script]
+    double.write_text(f'#!/bin/sh\necho "$*" >> {folder}/arguments\ncat >> {folder}/input\necho $$ > {folder}/pid\n')
+    double.chmod(0o755)
+    told = {**VALUES, "POSTGRES_USER": "postgres", "PATH": f"{folder}:{os.environ['PATH']}"}
+    process = subprocess.Popen([ROOT / "docker" / script], env=told, stdin=subprocess.DEVNULL)
+    assert process.wait(20) == 0
+    arguments, given, pid = ((folder / name).read_text() for name in ("arguments", "input", "pid"))
+    return process.pid, arguments, given, int(pid)
+
+
+@pytest.mark.parametrize(("script", "secrets"), [("postgres-init", 0), ("redis-start", 1), ("airflow-init", 2)])
+def test_no_script_puts_a_secret_where_every_process_can_read_it(script: str, secrets: int, tmp_path: Path) -> None:
+    _, arguments, given, _ = ran(script, tmp_path)
+    assert arguments.strip()
+    assert [name for name in SECRETS if VALUES[name] in arguments] == []
+    assert len([name for name in SECRETS if VALUES[name] in given]) == secrets
+
+
+def test_psql_reads_the_passwords_of_the_environment_by_itself(tmp_path: Path) -> None:
+    _, _, given, _ = ran("postgres-init", tmp_path)
+    read = dict(line.split()[1:] for line in given.splitlines() if line.startswith("\\getenv "))
+    assert read == {"airflow": "AIRFLOW_DB_PASSWORD", "mlflow": "MLFLOW_DB_PASSWORD"}
+    assert set(read.values()) <= set(SERVICES["postgres"]["environment"])
+
+
+def test_it_is_redis_that_is_told_to_stop(tmp_path: Path) -> None:
+    """A shell before it would end at once, and Redis be killed with what it has not written."""
+    script, _, _, redis = ran("redis-start", tmp_path)
+    assert script == redis
 
 
 def tool(name: str) -> str:
@@ -190,6 +314,59 @@ def test_prometheus_and_alertmanager_know_every_option(name: str) -> None:
     assert [option for option in options if option not in known] == []
 
 
+def of_the_ml_environment(name: str) -> str:
+    found = beside(Settings().ml_python, name)
+    if found is None:
+        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
+            pytest.fail(f"{name} is not beside {Settings().ml_python}, and VLMOPS_REQUIRE_SERVICES=1 wants it")
+        pytest.skip(f"{name} is not beside {Settings().ml_python}")
+    return found
+
+
+PARSE = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+print(*(parser.parse_args(arguments).port for arguments in json.load(sys.stdin)))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_vllm_takes_what_the_workers_start_it_with() -> None:
+    """`vllm serve`, of every config that ships; one process, since importing vLLM takes half a minute."""
+    of_the_ml_environment("vllm")
+    configs = [load_config(path) for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    names, model = ("digits", "digits-v1"), Path("/var/lib/vlmops/runs/one/export/model")
+    launches = [
+        Launch(model=model, names=names, serving=config.serving, images=config.images, hardware=config.hardware)
+        for config in configs
+    ]
+    assert {launch.hardware.device for launch in launches} == {"cpu", "cuda"}
+    asked = json.dumps([launch.command(8801)[len(VLLM) :] for launch in launches])
+    parse = ["nice", "-n", "19", Settings().ml_python, "-c", PARSE]
+    parsed = subprocess.run(parse, input=asked, capture_output=True, text=True, check=False)
+    assert parsed.returncode == 0, parsed.stderr[-2000:]
+    assert parsed.stdout.split()[-len(launches) :] == ["8801"] * len(launches)
+
+
+def test_caddy_takes_what_the_front_writes_in_its_container(tmp_path: Path) -> None:
+    """`caddy validate`, with the config that .env names; the front does so itself before it starts."""
+    caddy = of_the_ml_environment("caddy")
+    told = service_environment("front", VALUES)
+    settings = Settings(home=tmp_path, front_host=told["VLMOPS_FRONT_HOST"])
+    serving = load_config(ROOT / told["VLMOPS_CONFIG"]).serving
+    settings.serving.mkdir(parents=True)
+    file = settings.serving / "Caddyfile"
+    file.write_text(render_caddyfile(settings, serving, settings.serving / "ready", "X-Key"))
+    checked = [caddy, "validate", "--config", str(file), "--adapter", "caddyfile"]
+    folders = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    answer = subprocess.run(checked, env={**os.environ, **folders}, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    file.write_text(file.read_text().replace("reverse_proxy", "reverse_prxy"))
+    assert subprocess.run(checked, env={**os.environ, **folders}, capture_output=True, check=False).returncode != 0
+
+
 def test_what_the_images_copy_is_there_and_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     lines = (ROOT / "docker" / "Dockerfile").read_text().splitlines()
@@ -206,8 +383,6 @@ def test_what_the_images_copy_is_there_and_not_ignored() -> None:
 
 
 def test_the_front_listens_where_its_container_can_be_reached(tmp_path: Path, smoke: Any) -> None:
-    from serving.caddyfile import render_caddyfile
-
     told = service_environment("front", VALUES)["VLMOPS_FRONT_HOST"]
     rendered = render_caddyfile(Settings(home=tmp_path, front_host=told), smoke.serving, tmp_path, "X-Key")
     assert "http://:8800 {\n\tbind 0.0.0.0\n" in rendered

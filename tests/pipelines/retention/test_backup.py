@@ -93,6 +93,18 @@ def test_links_are_not_followed(home: Settings, tmp_path: Path) -> None:
     assert not any(b"not ours" in data for _, data in content(tmp_path / "b").values())
 
 
+def test_the_authority_that_clients_trust_comes_back(home: Settings, tmp_path: Path) -> None:
+    """serving.tls without a certificate: another root would be a stranger to all of them."""
+    local = home.serving / "caddy" / "caddy" / "pki" / "authorities" / "local"
+    local.mkdir(parents=True)
+    (local / "root.key").write_text("private")
+    (local / "root.key").chmod(0o600)
+    make(home, tmp_path / "b")
+    shutil.rmtree(home.home)
+    restore(home, tmp_path / "b", home.state / "mlflow.db")
+    assert content(local) == {"root.key": (0o600, b"private")}
+
+
 def test_its_age_can_be_read(home: Settings, tmp_path: Path) -> None:
     assert last_backup(home.home) is None
     before = datetime.now(UTC)
@@ -146,6 +158,59 @@ def test_killed_in_the_middle_nothing_passes_for_whole(home: Settings, tmp_path:
     make(home, tmp_path / "b")
     verify_manifest(tmp_path / "b")
     assert not partial.exists()
+
+
+def test_two_at_once_never_take_what_the_other_has_copied_so_far_for_whole(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = backup.copy_sqlite
+
+    def meanwhile(source: Path, to: Path) -> None:
+        monkeypatch.setattr(backup, "copy_sqlite", copied)
+        with pytest.raises(BackupFailed, match="is being made; wait for it"):
+            make(home, tmp_path / "b")
+        copied(source, to)
+
+    monkeypatch.setattr(backup, "copy_sqlite", meanwhile)
+    make(home, tmp_path / "b")
+    verify_manifest(tmp_path / "b")
+    assert (tmp_path / "b" / "home" / "state" / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize(("what", "said"), [("home/state", "was not made"), ("volume", "was replaced while")])
+def test_a_disk_that_goes_meanwhile_leaves_no_hollow_backup(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    """Unmounted, or put aside by a restore: file after file is not there any more."""
+    volume, went, copied = tmp_path / "volume", tmp_path / "went", backup.copy
+    volume.mkdir()
+    (volume / "report.html").write_text("a report")
+
+    def goes(source: Path, target: Path) -> None:
+        if not went.exists():
+            (tmp_path / what).rename(went)
+            (tmp_path / what).mkdir()
+        copied(source, target)
+
+    monkeypatch.setattr(backup, "copy", goes)
+    with pytest.raises(BackupFailed, match=said):
+        back_up(home, home.state / "mlflow.db", tmp_path / "b", artifacts=volume)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "volume", "went"]
+
+
+def test_a_file_of_mlflow_that_goes_meanwhile_is_no_failure(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, copied = home.state / "mlflow-artifacts" / "1" / "report.html", backup.copy
+
+    def goes(source: Path, target: Path) -> None:
+        report.unlink(missing_ok=True)
+        copied(source, target)
+
+    monkeypatch.setattr(backup, "copy", goes)
+    make(home, tmp_path / "b")
+    verify_manifest(tmp_path / "b")
+    assert not list((tmp_path / "b").rglob("report.html"))
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(home: Settings, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.config_retention import Retention
-from pipelines.errors import RunConflict
+from pipelines.errors import BadInput, RunConflict
 from pipelines.registry import Registry
 from pipelines.retention.collect import collect
 from pipelines.retention.plan import Known, plan
@@ -43,6 +43,7 @@ def make(settings: Settings) -> Callable[..., Path]:
         (root / "config.json").write_text("{}")
         (root / "download" / "output.json").write_text(json.dumps({"artifact": {"path": str(model)}}))
         (root / "finetune" / "checkpoints" / "5" / "state").write_text("x" * 9000)
+        (root / "finetune" / "output.json").write_text(json.dumps({"artifact": {}}))
         (root / "export" / "weights").write_text("x" * 9000)
         (root / last / "output.json").write_text(json.dumps({"artifact": {"outcome": "fail"}}))
         (model / "weights").write_text("x" * 9000)
@@ -118,6 +119,52 @@ def test_what_serves_stays_whatever_the_registry_says(settings: Settings, old: P
     assert "runs/old" in goes(settings)
 
 
+@pytest.mark.parametrize("moved", ["/var/lib/vlmops", "/srv/line/old"])
+def test_what_is_referred_to_stays_where_the_home_has_another_name(settings: Settings, old: Path, moved: str) -> None:
+    """In a container, behind a mount, after a restore: the registry names paths as whoever wrote them saw them."""
+    (old / "exports" / "int4").mkdir(parents=True)
+    age(old, 90)
+    there = Path(moved, "runs", "old")
+    files = (there / "exports" / "int4", Path(moved, "cache", "bases", "base"))
+    found = verdicts(settings, Version("m", 3, ("champion",), NOW, True, files))
+    assert found["runs/old"] == (False, "champion: m v3")
+    assert found["runs/old/exports/int4"] == (False, "a registered version is served from it")
+    assert not found["cache/bases/base"][0]
+    settings.serving.mkdir(parents=True)
+    (settings.serving / "serving.json").write_text(json.dumps({"model": str(there / "export")}))
+    assert verdicts(settings)["runs/old"] == (False, "it serves, or is the way back")
+    (settings.serving / "serving.json").unlink()
+    assert "runs/old" in goes(settings, version(Path(moved, "runs", "older"), "champion"))
+
+
+def test_a_registry_that_is_not_the_runs_own_says_nothing(settings: Settings, old: Path) -> None:
+    """A forgotten address: a server of our own starts, empty, and would have everything deleted."""
+    registered_as = {"artifact": {"name": "m", "version": 3}}
+    (old / "register" / "output.json").write_text(json.dumps(registered_as))
+    age(old, 90)
+    for versions in ((), (Version("m", 4, (), NOW, True, ()),), (Version("n", 3, (), NOW, True, ()),)):
+        with pytest.raises(BadInput, match=r"m v3 say; name the server .* VLMOPS_MLFLOW_URI"):
+            plan(known(settings, *versions))
+    assert "runs/old" in goes(settings, version(old))
+
+
+def test_what_came_into_use_while_gc_looked_is_not_deleted(settings: Settings, old: Path) -> None:
+    """Approving takes no lock, and a run that begins takes its base."""
+    looks = iter([known(settings, version(old)), known(settings, version(old, "approved"))])
+    with pytest.raises(RunConflict, match="an alias moved meanwhile"):
+        collect(settings, lambda: next(looks))
+
+    def begins() -> Known:
+        (settings.runs / f"begun-{time.time_ns()}").mkdir()
+        (sorted(settings.runs.glob("begun-*"))[-1] / "config.json").write_text("{}")
+        return known(settings)
+
+    with pytest.raises(RunConflict, match="a run began"):
+        collect(settings, begins)
+    assert old.is_dir()
+    assert not list(settings.home.rglob(".trash"))
+
+
 def test_a_base_that_only_the_serving_state_names_stays(settings: Settings, old: Path) -> None:
     settings.serving.mkdir(parents=True)
     base = settings.cache / "bases" / "base"
@@ -139,6 +186,12 @@ def test_a_run_that_has_not_finished_stays_for_a_while(settings: Settings, make:
     assert not found["runs/open/finetune/checkpoints"][0]
     age(open_run, 61)
     assert "runs/open" in goes(settings)
+
+
+def test_a_finished_run_that_is_trained_again_keeps_its_checkpoints(settings: Settings, old: Path) -> None:
+    (settings.runs / "new" / "finetune" / "output.json").unlink()  # as the step does before it begins
+    found = verdicts(settings)["runs/new/finetune/checkpoints"]
+    assert found == (False, "its run has not finished, and would go on from it")
 
 
 def test_a_refused_run_has_finished(settings: Settings, make: Callable[..., Path]) -> None:
@@ -168,7 +221,7 @@ def test_a_dry_run_deletes_nothing_and_yes_what_was_said(settings: Settings, old
     before = content(settings.home)
     going = goes(settings)
     assert content(settings.home) == before
-    freed = collect(known(settings)).freed
+    freed = collect(settings, lambda: known(settings)).freed
     assert not [path for path in going if (settings.home / path).exists()]
     assert (settings.runs / "new" / "export" / "weights").is_file()
     assert (settings.cache / "bases" / "base-of-new" / "weights").is_file()
@@ -183,9 +236,9 @@ def test_nothing_is_deleted_while_a_step_runs(settings: Settings, old: Path) -> 
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert verdicts(settings)["runs/new"] == (False, "it is running")
         with pytest.raises(RunConflict, match="new is running"):
-            collect(known(settings))
+            collect(settings, lambda: known(settings))
     assert old.is_dir()
-    collect(known(settings))
+    collect(settings, lambda: known(settings))
     assert not old.exists()
 
 
@@ -194,7 +247,7 @@ def test_nothing_is_deleted_while_a_promotion_is_under_way(settings: Settings, o
     with (settings.serving / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RunConflict, match="promotion"):
-            collect(known(settings))
+            collect(settings, lambda: known(settings))
     assert old.is_dir()
 
 
@@ -209,7 +262,7 @@ def test_links_are_neither_followed_nor_deleted(settings: Settings, old: Path, t
     (old / "inner").symlink_to(outside)
     age(old, 90)
     age(outside, 400)
-    collect(known(settings))
+    collect(settings, lambda: known(settings))
     assert not old.exists()
     assert (outside / "precious").read_text() == "precious"
     assert (settings.runs / "linked").is_symlink()
@@ -229,7 +282,7 @@ def test_folders_that_are_no_runs_are_left_alone(settings: Settings, old: Path) 
     (settings.runs / "notes").mkdir()
     (settings.runs / "notes" / "mine.txt").write_text("mine")
     age(settings.runs / "notes", 400)
-    collect(known(settings))
+    collect(settings, lambda: known(settings))
     assert (settings.runs / "notes" / "mine.txt").is_file()
 
 
@@ -254,7 +307,7 @@ def test_files_that_go_while_it_looks_are_no_trouble(settings: Settings, old: Pa
 
 def _die_while_removing(settings: Settings) -> None:
     shutil.rmtree = lambda path: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-    collect(known(settings))
+    collect(settings, lambda: known(settings))
 
 
 def test_killed_while_removing_nothing_is_half_there_and_the_next_gc_finishes(settings: Settings, old: Path) -> None:
@@ -262,7 +315,7 @@ def test_killed_while_removing_nothing_is_half_there_and_the_next_gc_finishes(se
     assert not old.exists()
     assert list((settings.runs / ".trash").iterdir())
     assert all(path.startswith(("runs/.trash", "cache/bases/.trash")) for path in goes(settings))
-    collect(known(settings))
+    collect(settings, lambda: known(settings))
     assert not list(settings.home.rglob(".trash"))
 
 
@@ -279,7 +332,7 @@ def test_the_registry_says_what_is_referred_to_and_hears_what_went(tracked: Sett
     }  # fmt: skip
     for run, days in zip(runs, (92, 91, 90), strict=True):
         age(run.root, days)
-    collect(Known(tracked, RULES, ours, NOW))
+    collect(tracked, lambda: Known(tracked, RULES, ours, NOW))
     assert [run.root.is_dir() for run in runs] == [False, True, True]
     assert registry.tags(numbers[0])["files"].startswith("deleted by vlmops gc")
     assert "files" not in registry.tags(numbers[1])
@@ -292,6 +345,8 @@ def test_the_command_shows_and_deletes_nothing_by_itself(
     assert cli.main(["gc"]) == 0
     shown = capsys.readouterr().out
     assert "nothing was deleted" in shown
+    assert (run / "finetune" / "checkpoints").is_dir()
+    assert cli.main(["gc", "--yes", "--set", "retention.keep_last=0"]) == 2
     assert (run / "finetune" / "checkpoints").is_dir()
     assert cli.main(["gc", "--yes"]) == 0
     assert "were freed" in capsys.readouterr().out

@@ -9,14 +9,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
+from pipelines import cli
 from pipelines.errors import BadInput, MachineUnfit
 from pipelines.retention.backup import back_up
 from pipelines.retention.database import DatabaseFailed, Postgres, database
-from pipelines.retention.restore import restore
+from pipelines.retention.restore import RestoreFailed, restore
 from pipelines.settings import Settings
 from pipelines.system.processes import free_port, running, wait_until
 
@@ -79,13 +80,35 @@ def test_it_comes_back_as_it_was_or_not_at_all(server: Postgres, home: Settings,
     assert not (tmp_path / "b" / "home" / "state" / "mlflow.db").exists()
     sql(server, "INSERT INTO versions VALUES (3)")
     shutil.rmtree(home.home)
-    with pytest.raises(DatabaseFailed, match="already exists"):
+    with pytest.raises(RestoreFailed, match=r"(?s)already exists.*--force replaces what is there"):
         restore(home, tmp_path / "b", server)
     assert list(home.home.iterdir()) == []
     assert sql(server, "SELECT COUNT(*) FROM versions") == "3"
     restore(home, tmp_path / "b", server, force=True)
     assert sql(server, "SELECT COUNT(*) FROM versions") == "2"
     assert (home.serving / "deploy.jsonl").is_file()
+
+
+def test_the_commands_of_the_production_stack_there_and_back(
+    server: Postgres, home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/operations.md has them, and docker-compose.yml."""
+    sql(
+        server, "DROP TABLE IF EXISTS versions; CREATE TABLE versions (number INTEGER); INSERT INTO versions VALUES (1)"
+    )
+    files = tmp_path / "mlflow"
+    files.mkdir()
+    (files / "report.html").write_text("a report")
+    address = f"postgresql://{server.user}:{quote(PASSWORD, safe='')}@{server.host}:{server.port}/{server.name}"
+    monkeypatch.setenv("MLFLOW_DATABASE_URL", address)
+    where = ("--set=retention.mlflow_database_from=MLFLOW_DATABASE_URL", f"--set=retention.mlflow_artifacts={files}")
+    assert cli.main(["backup", str(tmp_path / "b"), *where]) == 0
+    sql(server, "INSERT INTO versions VALUES (2)")
+    (files / "report.html").unlink()
+    assert cli.main(["restore", str(tmp_path / "b"), "--force", *where]) == 0
+    assert sql(server, "SELECT number FROM versions") == "1"
+    assert (files / "report.html").read_text() == "a report"
+    assert not [secret for secret in (PASSWORD, quote(PASSWORD, safe="")) if secret in "".join(capfd.readouterr())]
 
 
 def test_a_failure_says_why_and_no_password(server: Postgres, tmp_path: Path) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from pipelines.embedded.mlflow_server import mlflow_server
 from pipelines.embedded.state import StackState, sole_stack, write_state
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, MachineUnfit
 from pipelines.registry import Registry
 from pipelines.retention.backup import back_up
 from pipelines.retention.last import last_backup
-from pipelines.retention.restore import restore
+from pipelines.retention.restore import RestoreFailed, restore
 from pipelines.settings import Settings
 from pipelines.system.manifest import ManifestMismatch
 from pipelines.system.processes import start, stop
@@ -104,10 +106,15 @@ def test_nothing_is_restored_under_a_running_stack(home: Settings, backup: Path)
     assert before.items() <= content(home.home).items()
 
 
-def test_nothing_is_restored_under_a_promotion(home: Settings, backup: Path) -> None:
-    with (home.serving / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BadInput, match="promotion"):
+@pytest.mark.parametrize(
+    ("lock", "what"), [("serving/lock", "promotion"), ("backup.lock", "backup"), ("gc.lock", "gc")]
+)
+def test_nothing_is_restored_under_what_changes_or_reads_the_home(
+    home: Settings, backup: Path, lock: str, what: str
+) -> None:
+    with (home.state / lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BadInput, match=f"a {what} of .* is under way"):
             put_back(home, backup, force=True)
 
 
@@ -135,14 +142,95 @@ def _killed_at(home: Settings, backup: Path, renames: int) -> None:
     put_back(home, backup, force=True)
 
 
-@pytest.mark.parametrize("renames", range(4))  # sealed away, sealed in, state away, state in
+@pytest.mark.parametrize("renames", range(4))  # state away, sealed away, sealed in, state in
 def test_killed_between_two_renames_the_next_call_finishes(home: Settings, backup: Path, renames: int) -> None:
     (home.serving / "deploy.jsonl").write_text("newer\n")
     assert in_child(_killed_at, home, backup, renames) == -signal.SIGKILL
+    assert home.state.exists() == (renames == 0)  # half a home has no state, and passes for a whole one with nobody
     put_back(home, backup)
     assert restored(home, backup)
     [aside] = home.home.glob("before-restore-*")
     assert (aside / "state" / "serving" / "deploy.jsonl").read_text() == "newer\n"
+
+
+def test_a_state_that_a_stack_made_after_the_kill_is_put_aside_too(home: Settings, backup: Path) -> None:
+    (home.serving / "deploy.jsonl").write_text("newer\n")
+    assert in_child(_killed_at, home, backup, 2) == -signal.SIGKILL
+    home.serving.mkdir(parents=True)
+    (home.serving / "deploy.jsonl").write_text("newest\n")
+    put_back(home, backup)
+    assert restored(home, backup)
+    aside = [path / "state" / "serving" / "deploy.jsonl" for path in sorted(home.home.glob("before-restore-*"))]
+    assert [path.read_text() for path in aside] == ["newer\n", "newest\n"]
+
+
+def test_a_rename_that_fails_says_so_and_the_same_command_goes_on(
+    home: Settings, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "state" and ".restore" in path.parts:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(RestoreFailed, match=r"half restored: .*cross-device.*same command goes on"):
+            put_back(home, backup, force=True)
+    assert not home.state.exists()
+    put_back(home, backup)
+    assert restored(home, backup)
+
+
+def test_what_would_come_back_to_another_disk_is_refused_before(home: Settings, backup: Path) -> None:
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == home.home.stat().st_dev:
+        pytest.skip("no second disk")
+    lost(home)
+    with TemporaryDirectory(dir=shared) as other:
+        home.sealed.symlink_to(other)
+        with pytest.raises(MachineUnfit, match="another disk"):
+            put_back(home, backup)
+    assert list(home.home.iterdir()) == [home.sealed]
+
+
+def test_a_link_in_a_backup_is_refused_for_no_manifest_knows_what_is_behind(
+    home: Settings, backup: Path, tmp_path: Path
+) -> None:
+    lost(home)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "evil.json").write_text("{}")
+    (backup / "home" / "state" / "secrets" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ManifestMismatch, match="is a link"):
+        put_back(home, backup)
+    assert list(home.home.iterdir()) == []
+
+
+def test_a_disk_that_goes_while_it_is_read_is_no_restore(
+    home: Settings, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is listed and not there any more: nothing that comes back lacks it silently."""
+    before, copied = content(home.home), shutil.copyfile
+
+    def unmounted(source: Path, target: Path) -> object:
+        if Path(source).name == "mlflow.db":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return copied(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", unmounted)
+    with pytest.raises(RestoreFailed, match="nothing there was changed"):
+        put_back(home, backup, force=True)
+    assert content(home.home) == before
+
+
+def test_nothing_is_restored_under_a_step(home: Settings, backup: Path) -> None:
+    (home.runs / "one" / "finetune").mkdir(parents=True)
+    (home.runs / "one" / "config.json").write_text("{}")
+    with (home.runs / "one" / "finetune" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BadInput, match=r"one of .* is running"):
+            put_back(home, backup, force=True)
 
 
 def test_an_interrupted_restore_of_another_backup_is_finished_first(
@@ -167,6 +255,14 @@ def test_files_of_mlflow_that_lie_elsewhere_come_back_there(home: Settings, tmp_
         put_back(home, tmp_path / "b")
     restore(home, tmp_path / "b", home.state / "mlflow.db", artifacts=elsewhere)
     assert (elsewhere / "7" / "run" / "report.html").read_text() == "a report"
+    assert (home.serving / "deploy.jsonl").is_file()
+
+
+def test_a_folder_of_mlflow_that_was_empty_is_restored_with_the_same_settings(home: Settings, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    back_up(home, home.state / "mlflow.db", tmp_path / "b", artifacts=tmp_path / "volume")
+    shutil.rmtree(home.home)
+    restore(home, tmp_path / "b", home.state / "mlflow.db", artifacts=tmp_path / "volume")
     assert (home.serving / "deploy.jsonl").is_file()
 
 
