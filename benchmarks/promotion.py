@@ -1,7 +1,7 @@
 """How long requests wait for a promotion, by strategy: real engine, real Caddy, questions in flight the whole time.
 
 usage: python benchmarks/promotion.py CONFIG FIRST SECOND [--base BASE] [--strategies restart reload] [--times 4]
-                                      [--out FOLDER]
+                                      [--out FOLDER] [--together]
 
 FIRST and SECOND are exports of one shape with other weights, such as two of `benchmarks/true_shape.py` exported by
 `vlmops export`; their golden answers are recorded from an engine of each before anything is measured. Weights may be
@@ -21,6 +21,7 @@ import argparse
 import os
 import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,8 +43,6 @@ from tests.serving.recorded_golden import SOMETHING, record_golden
 from tests.serving.registry_double import RecordingRegistry
 from tests.serving.traffic import Traffic
 
-LOST = {"", "abort", "error", "stream cut"}
-
 
 def main() -> None:
     """Measure every strategy, print the table."""
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=("restart", "reload", "adapter"))
     parser.add_argument("--times", type=int, default=4, help="promotions of each, there and back")
     parser.add_argument("--rate", type=float, default=4, help="questions a second")
+    parser.add_argument("--together", action="store_true", help="record both golden answers at once, on a large card")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "promotion", help="logs and state")
     options = parser.parse_args()
     for name in ("FRONT", "ENGINE", "READY", "KEYS"):
@@ -64,10 +64,8 @@ def main() -> None:
     first, second = (
         _version(number, model, options.base, config, options.out) for number, model in enumerate(options.models, 1)
     )
-    for version in (first, second):
-        with engine(version.launch(), options.out / f"golden-{version.version}.log") as measured:
-            measured.wait_ready(version.serving.start_seconds)
-            record_golden(measured.url, version)
+    with ThreadPoolExecutor(2 if options.together else 1) as pool:
+        list(pool.map(lambda version: _record(version, options.out), (first, second)))
     table = Table(title="hold in seconds, a question in flight the whole time")
     for column in ("strategy", "promotions", "p50", "max", "longest answer", "questions", "lost"):
         table.add_column(column)
@@ -77,7 +75,8 @@ def main() -> None:
         for strategy in strategies:
             stop_service(settings)  # whether an engine may take other weights is decided when it starts
             versions = _by(strategy, first), _by(strategy, second)
-            table.add_row(strategy, *_measure(settings, versions, options.times, options.rate))
+            table.add_row(strategy, *(row := _measure(settings, versions, options.times, options.rate)))
+            print(strategy, *row, flush=True)  # a lent machine may be gone before the last one
     Console().print(table)
 
 
@@ -94,6 +93,12 @@ def _version(number: int, folder: Path, base: Path | None, config: Config, out: 
         images=config.images,
         hardware=config.hardware,
     )
+
+
+def _record(version: Served, out: Path) -> None:
+    with engine(version.launch(), out / f"golden-{version.version}.log") as measured:
+        measured.wait_ready(version.serving.start_seconds)
+        record_golden(measured.url, version)
 
 
 def _by(strategy: str, version: Served) -> Served:
@@ -116,10 +121,9 @@ def _measure(settings: Settings, versions: tuple[Served, Served], times: int, ra
     with Traffic(settings, versions[0].serving.name, rate=rate, **SOMETHING) as traffic:
         runs = [Promotion(settings, registry, versions[(turn + 1) % 2]).run() for turn in range(times)]
     holds = [run.hold_seconds for run in runs]
-    lost = sum(n for got, n in traffic.outcomes.items() if got in LOST or got.startswith("status") or "Error" in got)
     figures = (statistics.median(holds), max(holds), traffic.longest_seconds)
     done = f"{len(runs)} {'/'.join(sorted({run.strategy for run in runs}))}"
-    return (done, *(f"{figure:.2f}" for figure in figures), str(traffic.outcomes.total()), str(lost))
+    return (done, *(f"{figure:.2f}" for figure in figures), str(traffic.outcomes.total()), str(traffic.lost.total()))
 
 
 if __name__ == "__main__":

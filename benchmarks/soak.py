@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import statistics
 import time
 from collections import defaultdict
@@ -183,7 +182,7 @@ def _progress() -> Progress:
 
 def _table(traffic: Traffic, memory: Memory, log: list[Transition]) -> Table:
     seconds = sorted(end - began for began, end, _ in traffic.answered)
-    lost = {outcome: n for outcome, n in traffic.outcomes.items() if _is_lost(outcome)}
+    lost = traffic.lost
     holds = [one.hold_seconds for one in log if one.state == "serving"]
     table = Table("what", "seen", title="soak of the embedded stack")
     table.add_row("questions", str(traffic.outcomes.total()))
@@ -199,12 +198,6 @@ def _table(traffic: Traffic, memory: Memory, log: list[Transition]) -> Table:
         median, slope, low, high = memory.growth(part)
         table.add_row(f"memory of {part}", f"{median:.0f} MiB, {slope:+.1f} MiB an hour ({low:+.1f} to {high:+.1f})")
     return table
-
-
-def _is_lost(outcome: str) -> bool:
-    """Whether it is anything but the text of an answer; an exception is kept as its name with parentheses."""
-    broken = outcome in {"", "abort", "error", "stream cut"} or outcome.startswith(("status ", "stream error "))
-    return broken or re.fullmatch(r"\w+(Error|Timeout)\(.*\)", outcome, re.DOTALL) is not None
 
 
 def main() -> None:

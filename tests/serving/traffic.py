@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": GREY}}
 
 PADDING = "x" * 20_000
 """Bodies are as large as small pictures."""
+
+LOST = re.compile(r"|abort|error|stream cut|stream error .*|status \d+|\w+(Error|Timeout)\(.*\)", re.DOTALL)
+"""No text, a reason to finish that is none, a status, or an exception by its `repr`."""
 
 
 class Traffic:
@@ -60,6 +64,11 @@ class Traffic:
         time.sleep(0.3)
         self._stop.set()
         self._thread.join()
+
+    @property
+    def lost(self) -> Counter[str]:
+        """The outcomes that are anything but the text of an answer."""
+        return Counter({outcome: count for outcome, count in self.outcomes.items() if LOST.fullmatch(outcome)})
 
     async def _run(self) -> None:
         tasks = []
