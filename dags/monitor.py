@@ -6,7 +6,7 @@ request. Inputs that changed are a reason to retrain (`monitoring.retrain.on`), 
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import dag, task
@@ -29,7 +29,8 @@ from pipelines.settings import Settings
 def monitor() -> None:
     """Look, and ask where there is something to ask for."""
 
-    @task(queue="gpu")  # not the pool: it only looks, beside whatever has the card
+    # Not the pool: it only looks, beside whatever has the card. One that hangs must not be the last.
+    @task(queue="gpu", execution_timeout=timedelta(minutes=10))
     def look() -> None:
         """One look, on the machine that serves."""
         with bad_input_is_final():

@@ -27,10 +27,10 @@ class Sink(Section):
     """Alerts below this are not sent here."""
 
     deadline_seconds: float = Field(10.0, gt=0, le=60)
-    """After this it counts as failed; its messages wait for the next check, and no other sink waits for it."""
+    """After this it counts as failed; its messages are sent again two minutes later, and no other sink waits for it."""
 
     per_hour: int = Field(30, ge=1)
-    """Messages; what comes beyond waits, and goes out together in the next one."""
+    """Messages that it takes; what comes beyond waits, and goes out together in the next one."""
 
     @field_validator("url_from", "secret_from", "token_from", "password_from", check_fields=False)
     @classmethod
@@ -129,8 +129,20 @@ class WebhookSink(Sink):
     """Variable with the secret of the header `X-Vlmops-Signature`: `sha256=` and the hex HMAC-SHA256 of the body."""
 
 
+class HeartbeatSink(Sink):
+    """A service elsewhere that is sent an empty POST after every check, and tells you when none comes any more: that
+    this machine or its monitor is dead nobody here can tell. No alert goes there, so that `least` and `per_hour` say
+    nothing.
+    """
+
+    kind: Literal["heartbeat"]
+    url_from: Variable
+    """Variable with the address, such as one of healthchecks.io."""
+
+
 AnySink = Annotated[
-    LogSink | SmtpSink | SlackSink | DingTalkSink | FeishuSink | WeComSink | WebhookSink, Field(discriminator="kind")
+    LogSink | SmtpSink | SlackSink | DingTalkSink | FeishuSink | WeComSink | WebhookSink | HeartbeatSink,
+    Field(discriminator="kind"),
 ]
 
 

@@ -98,6 +98,10 @@ class EngineFailed(VlmopsError):
     """vLLM did not start, died, or answered what it must not."""
 
 
+class EngineBusy(EngineFailed):
+    """Its queue is full: it takes no further request now."""
+
+
 class EvaluationInvalid(VlmopsError):
     """The measurement lost requests or changed under way; it says nothing about the model."""
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.errors import EngineFailed, Unreachable
+from pipelines.errors import EngineBusy, EngineFailed, Unreachable
 from serving.said import Completion, Models, Read, Token, said
 
 ENGINE = "the engine"
@@ -125,6 +125,7 @@ class Client:
 
         Raises:
             EngineFailed: It refuses the question, as one that is too long, or fails, or what it sends is no answer.
+            EngineBusy: Its queue is full.
             Unreachable: No answer came.
         """
         body = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
@@ -135,6 +136,8 @@ class Client:
             response = await self._http.post("/v1/chat/completions", content=content, headers=JSON)
         except httpx.HTTPError as error:
             raise Unreachable(ENGINE, self.url, repr(error)) from None
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise EngineBusy(f"{self.url} is busy: {response.text[:300]}")
         if response.status_code == httpx.codes.BAD_REQUEST:
             raise EngineFailed(
                 f"the engine refuses the question: {response.text[:300]}; shorten it, show fewer or smaller images, or "

@@ -1,7 +1,7 @@
 """Watches what serves, and the machine under it: `python -m serving.monitor`, once or every so many seconds.
 
-Each look is kept in the history, judged, told to whoever is to be told, shown to Prometheus, and weighed as a reason to
-retrain. One monitor a home: a second one shows what the first has seen.
+Each look is judged, shown to Prometheus, told to whoever is to be told, kept in the history, and weighed as a reason to
+retrain. One monitor a home: a second one shows what the first has seen, and tells people if that sees nothing any more.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
 
 from pipelines.alerts.alert import Alert
-from pipelines.alerts.notify import notify
+from pipelines.alerts.notify import Memory, notify
 from pipelines.config import Config
+from pipelines.config_alerts import HeartbeatSink
 from pipelines.config_file import load_config
-from pipelines.errors import DONE, BadInput, VlmopsError
-from pipelines.monitoring.conditions import Condition, standing
+from pipelines.errors import DONE, FAILED, BadInput, VlmopsError
+from pipelines.monitoring.conditions import CONDITIONS, Condition, silent, standing, unjudged
 from pipelines.monitoring.place import Place, history_schema
 from pipelines.monitoring.policy import consider
 from pipelines.monitoring.samples import schema
@@ -39,8 +40,11 @@ from serving.monitor_look import Look
 
 log = logging.getLogger(__name__)
 
+WINDOW = timedelta(minutes=5)
+"""What was counted in so long is judged at each look, as by the rules of Prometheus."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Monitor:
     """What a look leads to."""
 
@@ -48,27 +52,60 @@ class Monitor:
     config: Config
     look: Look
     latest: Latest
+    looks: tuple[Snapshot, ...] = ()
+    """Of the last minutes, by this process, and the last one: on a full disk the next look has it from here."""
+
+    memory: Memory | None = None
+    """What people were told, likewise. None: of one look alone."""
+
+    unkept: list[str] = field(default_factory=list)
+    """What of the last look could not be kept, and why."""
 
     def round(self) -> tuple[Snapshot, list[Condition]]:
-        """One look, and all that follows from it."""
+        """One look, and all that follows from it. People are told first: whatever fails after that silences nobody."""
         limits = self.config.monitoring
-        before = self.place.latest()
-        now = self.look.snapshot(before)
-        wrong = standing(before, now, limits)
+        last = self.looks[-1] if self.looks else self.place.latest()
+        earlier = self.looks or tuple(filter(None, [last]))
+        now = self.look.snapshot(last)
+        wrong = standing(earlier, now, limits)
+        self.looks = (*(look for look in earlier if timedelta(0) <= now.time - look.time < WINDOW), now)
         self.latest.values = ours(now, limits)
-        self.place.keep(now, wrong, {value.series: value.value for value in (*self.latest.values, *others(now))})
-        write_text(self.place.metrics, self.latest.text)
-        self.place.ask(consider(self.place.asking(), now, limits.retrain))
-        self._tidy(now.time)
-        notify(self.config.alerts, self.place.folder, [_alert(condition) for condition in wrong])
+        notify(
+            self.config.alerts,
+            self.place.folder,
+            [_alert(condition) for condition in wrong],
+            unknown=unjudged(now),
+            memory=self.memory,
+        )
+        self.unkept = []
+        for keep in (self._looked, self._forget, self._keep, self._expose, self._ask, self._close):
+            try:
+                keep(now, wrong)
+            except (VlmopsError, OSError, ValueError) as error:  # a full disk, say, or a damaged file
+                self.unkept.append(str(error))
+                log.error("what was seen is not kept whole: %s", error)
         return now, wrong
 
-    def _tidy(self, now: datetime) -> None:
+    def _looked(self, _: Snapshot, __: list[Condition]) -> None:
+        self.place.looked()
+
+    def _forget(self, now: Snapshot, _: list[Condition]) -> None:  # first: it makes room
         limits = self.config.monitoring
-        self.place.history.close(history_schema(), now)
-        self.place.history.forget(limits.history_days, now)
-        self.place.inputs.close(schema(), now)
-        self.place.inputs.forget(limits.inputs.days, now)
+        self.place.history.forget(limits.history_days, now.time)
+        self.place.inputs.forget(limits.inputs.days, now.time)
+
+    def _keep(self, now: Snapshot, wrong: list[Condition]) -> None:
+        self.place.keep(now, wrong, {value.series: value.value for value in (*self.latest.values, *others(now))})
+
+    def _expose(self, _: Snapshot, __: list[Condition]) -> None:
+        write_text(self.place.metrics, self.latest.text)
+
+    def _ask(self, now: Snapshot, _: list[Condition]) -> None:
+        self.place.ask(consider(self.place.asking(), now, self.config.monitoring.retrain))
+
+    def _close(self, now: Snapshot, _: list[Condition]) -> None:
+        self.place.history.close(history_schema(), now.time)
+        self.place.inputs.close(schema(), now.time)
 
 
 def _alert(condition: Condition) -> Alert:
@@ -85,11 +122,12 @@ def watch(settings: Settings, config: Config, every: float | None, listen: str |
     place = Place.of(settings)
     with place.claim() as free:
         if not free:
-            return _show_seen(place, again=every is not None)
+            return _show_seen(place, config, again=every is not None)
         latest = Latest()
         with Cards().opened() as cards, latest.listening(listen):
             look = Look(settings, config.monitoring, cards, last_backup)
-            return _run(Monitor(place, config, look, latest), every)
+            memory = None if every is None else Memory()
+            return _run(Monitor(place, config, look, latest, memory=memory), every)
 
 
 def _run(monitor: Monitor, every: float | None) -> int:
@@ -97,19 +135,31 @@ def _run(monitor: Monitor, every: float | None) -> int:
         began = time.monotonic()
         if every is None:
             _show(*monitor.round())
-            return DONE
+            return FAILED if monitor.unkept else DONE
         try:
             monitor.round()
-        except (VlmopsError, OSError) as error:  # a full disk, say: whoever watches goes on watching
+        except (VlmopsError, OSError, ValueError) as error:  # whoever watches goes on watching
             log.error("%s", error)
         time.sleep(max(0.0, began + every - time.monotonic()))
 
 
-def _show_seen(place: Place, *, again: bool) -> int:
+def _show_seen(place: Place, config: Config, *, again: bool) -> int:
+    """What another monitor has seen; that it hangs, as NVML may with a card that is lost, it cannot tell itself."""
     if again:
         raise BadInput(f"another monitor watches for {place.folder}; end it first")
+    hangs = silent(place.last_look(), datetime.now(UTC))
     if (seen := place.latest()) is not None:
-        _show(seen, place.standing())
+        _show(seen, [*place.standing(), *hangs])
+    if hangs:
+        # Not a sign of life: we live, and the one that watches does not.
+        told = tuple(sink for sink in config.alerts.sinks if not isinstance(sink, HeartbeatSink))
+        notify(
+            config.alerts.model_copy(update={"sinks": told}),
+            place.folder,
+            [_alert(condition) for condition in hangs],
+            unknown=set(CONDITIONS),
+        )
+        return FAILED
     return DONE
 
 

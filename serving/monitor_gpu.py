@@ -44,9 +44,19 @@ class Cards:
             yield self
 
     def look(self, owner: Owner) -> tuple[Card, ...]:
-        """Every card now."""
+        """Every card now. Where there were none it is asked again: a driver may come up after us."""
+        if not self._handles:
+            self._close.close()
+            self._open()
         self._hear_events()
-        return tuple(self._card(index, handle, owner) for index, handle in enumerate(self._handles))
+        cards = tuple(self._card(index, handle, owner) for index, handle in enumerate(self._handles))
+        if cards:
+            silent = ", ".join(str(card.index) for card in cards if _silent(card))
+            self.state = "unknown" if silent else "cards"
+            self.why = (
+                f"card {silent} answers nothing, as one that fell off the bus; see `nvidia-smi`" if silent else ""
+            )
+        return cards
 
     def _open(self) -> None:
         nvml = self._nvml
@@ -143,6 +153,11 @@ class Cards:
             "sync_boost": nvml.nvmlClocksEventReasonSyncBoost,
         }
         return tuple(name for name, bit in named.items() if mask & bit)
+
+
+def _silent(card: Card) -> bool:
+    """Whether a card tells nothing that each can tell; its name NVML may still know."""
+    return card.memory_used_bytes is card.temperature_celsius is card.power_watts is None
 
 
 def _watts(milliwatts: int | None) -> float | None:

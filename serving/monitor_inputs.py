@@ -17,7 +17,7 @@ from pipelines.config_monitoring import Inputs
 from pipelines.errors import BadInput
 from pipelines.monitoring.drift import Comparison, compare
 from pipelines.monitoring.place import Place
-from pipelines.monitoring.samples import FEATURES, Sample, image_facts, read_sample, refused, schema, values
+from pipelines.monitoring.samples import FEATURES, Sample, having, image_facts, read_sample, refused, schema, values
 from pipelines.run import Run
 from pipelines.steps import EVALUATE, PREPARE
 from pipelines.system.durable import write_bytes
@@ -50,7 +50,14 @@ def compare_inputs(place: Place, now: Served, inputs: Inputs, current: Sequence[
     known = reference(place, now, inputs)
     sides = {name: (values(known, name), values(current, name)) for name in FEATURES}
     return tuple(
-        compare(name, trained, asked, threshold=inputs.psi, min_samples=inputs.min_samples)
+        compare(
+            name,
+            trained,
+            asked,
+            threshold=inputs.psi,
+            min_samples=inputs.min_samples,
+            asked=(having(known, name, trained), having(current, name, asked)),
+        )
         for name, (trained, asked) in sides.items()
         if trained and asked
     )

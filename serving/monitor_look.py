@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
+
+import psutil
 
 from pipelines.config_monitoring import Monitoring
 from pipelines.errors import BadInput, EngineFailed, VlmopsError
@@ -22,8 +25,10 @@ from serving.monitor_gpu import Cards, owner_of
 from serving.monitor_inputs import asked_lately, compare_inputs, rates
 from serving.monitor_probe import probed
 from serving.monitor_scrape import engine_facts, front_facts, scrape
-from serving.promotion.deploy_log import DeployLog, State
+from serving.promotion.deploy_log import DeployLog, State, Transition
 from serving.served import Served, read_confirmed, read_served, running
+
+log = logging.getLogger(__name__)
 
 LastBackup = Callable[[Path], datetime | None]
 """Time of the last backup of a home."""
@@ -57,7 +62,7 @@ class Look:
 
     def _sources(self, before: Snapshot | None, now: datetime) -> Mapping[Source, Callable[[], dict[str, Any]]]:
         return {
-            "service": lambda: {"service": service_facts(self._settings)},
+            "service": lambda: self._service(before, now),
             "engine": self._engine,
             "front": self._front,
             "gpu": self._gpus,
@@ -74,6 +79,12 @@ class Look:
             yield
         except (VlmopsError, OSError, ValueError) as error:  # a file of another version, or half of one
             self._unknown[source] = str(error)
+        except (LookupError, TypeError, ArithmeticError, psutil.Error) as error:  # of ours, in this source
+            self._unknown[source] = repr(error)
+            log.exception("%s cannot be looked at", source)
+
+    def _service(self, before: Snapshot | None, now: datetime) -> dict[str, Any]:
+        return {"service": service_facts(self._settings, None if before is None else before.service, now)}
 
     def _engine(self) -> dict[str, Any]:
         if not running(self._settings):
@@ -91,46 +102,55 @@ class Look:
         return {"front": front_facts(scrape("Caddy", f"http://127.0.0.1:{self._settings.ready_port}/metrics"))}
 
     def _gpus(self) -> dict[str, Any]:
+        looked = self._cards.look(owner_of(set(running(self._settings))))
         if self._cards.state == "unknown":
             self._unknown["gpu"] = self._cards.why
-        looked = self._cards.look(owner_of(set(running(self._settings))))
         return {"gpu_state": self._cards.state, "cards": looked}
 
     def _inputs(self, before: Snapshot | None, now: datetime) -> dict[str, Any]:
         """A comparison reads the samples of a day: the last one stands until it is time for another."""
         inputs, served = self._limits.inputs, read_served(self._settings)
         if before is not None and not self._due(before, served, now):
+            self._unknown |= {source: why for source, why in before.unknown.items() if source == "inputs"}
             kept = {"rates": before.rates, "inputs": before.inputs}
             return kept | {"compared": before.compared, "reference": before.reference}
         samples = asked_lately(self._place, inputs, now)
-        compared = () if served is None else compare_inputs(self._place, served, inputs, samples)
+        try:
+            compared = () if served is None else compare_inputs(self._place, served, inputs, samples)
+        except BadInput as error:  # that lasts: it is no reason to read them all again at the next look
+            self._unknown["inputs"], compared = str(error), ()
         digest = None if served is None else served.own_digest[:16]
         return {"rates": rates(samples), "inputs": compared, "compared": now, "reference": digest}
 
     def _due(self, before: Snapshot, served: Served | None, now: datetime) -> bool:
         every = timedelta(minutes=self._limits.inputs.compare_minutes)
         other = served is not None and served.own_digest[:16] != before.reference  # of another training set
-        return other or before.compared is None or now - before.compared >= every
+        # A comparison to come is of a clock that was put back.
+        return other or before.compared is None or not timedelta(0) <= now - before.compared < every
 
 
-def service_facts(settings: Settings) -> ServiceFacts:
+def service_facts(settings: Settings, before: ServiceFacts | None, now: datetime) -> ServiceFacts:
     """Who serves, from the front's switch, the processes and the deploy log."""
+    lines = DeployLog(settings.serving).read()
     told = service.status(settings)
     released, confirmed = read_served(settings), read_confirmed(settings)
     serves = released if released is not None and told["version"] == released.version else None
+    since = before.since if before is not None and before.state == told["state"] else None
     return ServiceFacts(
         state=told["state"],
+        since=since or now,
         version=told["version"],
         digest=None if serves is None else serves.own_digest[:16],
         strategy=None if serves is None else serves.serving.strategy,
         champion=None if confirmed is None else confirmed.now.version,
-        transitions=_transitions(settings),
+        transitions=_transitions(lines),
+        last={line.state: line.time for line in lines},
     )
 
 
-def _transitions(settings: Settings) -> dict[str, int]:
+def _transitions(lines: Sequence[Transition]) -> dict[str, int]:
     """Of every state, those that never came too: a series that begins at 1 shows no growth."""
-    counts = Counter(line.state for line in DeployLog(settings.serving).read())
+    counts = Counter(line.state for line in lines)
     return {state: counts[state] for state in get_args(State)}
 
 

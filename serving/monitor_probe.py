@@ -24,8 +24,8 @@ def probed(settings: Settings, last: ProbeFacts | None, now: datetime, every: ti
         return last
     if service.status(settings)["state"] not in {"serving", "unreachable"}:  # the engine answers
         return last
-    if last is not None and last.passed and last.version == served.version and now - last.time < every:
-        return last
+    if last is not None and last.passed and last.version == served.version and timedelta(0) <= now - last.time < every:
+        return last  # one to come is of a clock that was put back
     facts = _ask(settings, served, last, now)
     meanwhile = read_served(settings) != served or service.status(settings)["holding"]
     return last if meanwhile else facts  # a promotion came in between: what was asked is not what serves

@@ -66,7 +66,7 @@ def scrape(service: str, url: str) -> Scrape:
         return Scrape(url, list(text_string_to_metric_families(response.text)))
     except httpx.HTTPError as error:
         raise Unreachable(service, url, repr(error)) from None
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise EngineFailed(f"{url} tells no metrics: {error}") from None
 
 

@@ -35,6 +35,9 @@ SPACING_SECONDS = 1.0
 ANSWER_BYTES = 1_000_000
 """A longer answer is let go of."""
 
+UNDER_WAY = 8
+"""Picked requests at a time: each keeps a body, of which the front lets pass dozens of megabytes."""
+
 WAITING = 2
 """Samples that wait for the thread; further ones are let go of."""
 
@@ -56,6 +59,9 @@ class Taken:
     size: int = 0
     """Of the answer so far."""
 
+    ended: bool = False
+    """Whether the answer came to its end: a client that hangs up cuts it off."""
+
     def hear(self, message: Message) -> None:
         """A part of the request."""
         if message["type"] == "http.request":
@@ -69,6 +75,12 @@ class Taken:
             self.size += len(body := message.get("body", b""))
             if self.size <= ANSWER_BYTES:
                 self.answer.append(body)
+            self.ended = not message.get("more_body", False)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be read."""
+        return self.status == 200 and self.ended and self.size <= ANSWER_BYTES
 
 
 class Tap:
@@ -79,6 +91,7 @@ class Tap:
         self._inputs = _configured() if inputs is None else inputs
         self._place = Place.of(Settings()) if place is None else place
         self._next = 0.0
+        self._under_way = 0
         self._taken: queue.Queue[Taken] = queue.Queue(WAITING)
         threading.Thread(target=self._work, daemon=True, name="input samples").start()
 
@@ -97,15 +110,23 @@ class Tap:
             taken.say(message)
             await send(message)
 
-        await self._app(scope, hear, say)
-        if taken.status == 200 and taken.size <= ANSWER_BYTES and not self._taken.full():
+        self._under_way += 1
+        try:
+            await self._app(scope, hear, say)
+        finally:
+            self._under_way -= 1
+        if taken.usable and not self._taken.full():
             self._taken.put_nowait(taken)
 
     def _picks(self, scope: Message) -> bool:
         if scope["type"] != "http" or random.random() >= self._inputs.share or scope["path"] != PATH:
             return False
         now = time.monotonic()
-        if now < self._next or not any(name == NAME_HEADER.lower().encode() for name, _ in scope["headers"]):
+        if (
+            now < self._next
+            or self._under_way >= UNDER_WAY
+            or not any(name == NAME_HEADER.lower().encode() for name, _ in scope["headers"])
+        ):
             return False
         self._next = now + SPACING_SECONDS
         return True
@@ -116,7 +137,7 @@ class Tap:
             try:
                 sample = sample_of(b"".join(taken.request), b"".join(taken.answer), self._inputs)
                 self._place.inputs.append(sample.model_dump())
-            except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
                 # The engine answered it, in a form that we do not know; of what, no log may say.
                 log.warning("a request could not be sampled: %s", type(error).__name__)
 
@@ -125,7 +146,7 @@ def _configured() -> Inputs:
     """The machine's config; an engine starts without it, and samples nothing."""
     try:
         return load_config(Settings().config).monitoring.inputs
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         log.warning("no input is sampled: %s", error)
         return Inputs(share=0)
 
@@ -134,7 +155,7 @@ def sample_of(request: bytes, answer: bytes, inputs: Inputs) -> Sample:
     """The numbers of one request.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError, IndexError: They are not in OpenAI's form.
+        LookupError, TypeError, ValueError, AttributeError, RecursionError: They are not in OpenAI's form.
     """
     asked = json.loads(request)
     text, usage = _streamed(answer) if answer.startswith(b"data:") else _whole(answer)

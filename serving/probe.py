@@ -8,10 +8,13 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import EngineFailed, Unreachable, VlmopsError
+from pipelines.errors import EngineBusy, EngineFailed, Unreachable, VlmopsError
 from pipelines.evaluation import COMPLETE
 from serving.client import QUICK, Client, Reply, served_names
 from serving.golden import Golden, encoded, read_golden
+
+BUSY_SECONDS = 0.1
+"""Between two attempts of a question for which there is no place among those of clients."""
 
 REPEATED = 3
 """Times that one character makes up a whole answer before it counts as ruined."""
@@ -69,7 +72,8 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
 
     Args:
         name: `<model>-v<version>`, which only an engine that serves this version knows.
-        timeout_seconds: For one answer; the first that does not come in time is the last that is asked for.
+        timeout_seconds: For one answer, or for a place among the clients'; the first that does not come in time is the
+            last that is asked for.
 
     Raises:
         BadInput: The golden file is not whole.
@@ -98,17 +102,23 @@ async def _replies(
         patience = min(timeout_seconds, QUICK)
         for item in items:  # one after another: the size of a batch may move the last bit of a close decision
             began = time.monotonic()
-            replies.append(await _reply(client, name, item, folder))
-            if isinstance(replies[-1], Unreachable) and time.monotonic() - began >= patience:
+            replies.append(await _reply(client, name, item, folder, began + timeout_seconds))
+            if isinstance(replies[-1], Unreachable | EngineBusy) and time.monotonic() - began >= patience:
                 return replies + replies[-1:] * (len(items) - len(replies))
         return replies
 
 
-async def _reply(client: Client, name: str, item: Golden, folder: Path) -> Reply | VlmopsError:
-    try:
-        return await client.ask(name, encoded(item, folder), item.max_tokens)
-    except VlmopsError as error:
-        return error
+async def _reply(client: Client, name: str, item: Golden, folder: Path, deadline: float) -> Reply | VlmopsError:
+    messages = encoded(item, folder)
+    while True:
+        try:
+            return await client.ask(name, messages, item.max_tokens)
+        except EngineBusy as busy:  # with its clients, which says nothing of its answers
+            if time.monotonic() >= deadline:
+                return busy
+            await asyncio.sleep(BUSY_SECONDS)
+        except VlmopsError as error:
+            return error
 
 
 def _failure(item: Golden, reply: Reply | VlmopsError) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -34,7 +34,11 @@ class Tracked(BaseModel):
 
 
 def follow(
-    known: Mapping[str, Tracked], alerts_now: Iterable[Alert], config: Alerts, now: datetime
+    known: Mapping[str, Tracked],
+    alerts_now: Iterable[Alert],
+    config: Alerts,
+    now: datetime,
+    unknown: Set[str] = frozenset(),
 ) -> tuple[dict[str, Tracked], tuple[Notice, ...]]:
     """One check later: what is known then, and what is to be told.
 
@@ -43,12 +47,14 @@ def follow(
         alerts_now: Everything that is wrong now; the same alert twice is one, of the higher severity.
         config: How many checks it takes, and after how long it is told again.
         now: Of this check.
+        unknown: Names of alerts that this check could not judge. What fires goes on, and is not told to be over.
     """
     found = _distinct(alerts_now)
+    missed = {print_: tracked for print_, tracked in known.items() if print_ not in found}
     after = {print_: _seen(known.get(print_), alert) for print_, alert in found.items()}
-    after |= {print_: _missed(tracked) for print_, tracked in known.items() if print_ not in found}
+    after |= {print_: _missed(tracked) for print_, tracked in missed.items() if tracked.alert.name not in unknown}
     notices: list[Notice] = []
-    left: dict[str, Tracked] = {}
+    left = {print_: tracked for print_, tracked in missed.items() if tracked.alert.name in unknown}
     for print_, tracked in after.items():
         notice = _notice(tracked, known.get(print_), config, now)
         if notice is not None:

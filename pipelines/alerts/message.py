@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.alerts.alert import Alert, Notice
+from pipelines.alerts.alert import RANK, Alert, Notice
 from pipelines.system.redact import redacted
 
 LISTED = 20
-"""Notices in one message; the others are counted."""
+"""Notices in one message, the worst and newest; the others are counted."""
 
 LONGEST = 500
 """Characters of one summary."""
@@ -39,12 +39,20 @@ def compose(notices: Sequence[Notice], dropped: int = 0) -> Message:
     clean = tuple(notice.model_copy(update={"alert": _clean(notice.alert)}) for notice in notices)
     kinds = Counter(notice.kind for notice in clean)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    names = ", ".join(dict.fromkeys(notice.alert.name for notice in clean[:3]))
-    lines = [_line(notice) for notice in clean[:LISTED]]
+    listed = _worst(clean)
+    names = ", ".join(dict.fromkeys(notice.alert.name for notice in listed[:3]))
+    lines = [_line(notice) for notice in listed]
     if rest := len(clean) - LISTED + dropped if len(clean) > LISTED else dropped:
         lines.append(f"and {rest} more: see `alerts.json` in the state folder and the log")
     title = _one_line(f"vlmops on {socket.gethostname()}: {counted}: {names}")
     return Message(title=title, text="\n".join(lines), notices=clean)
+
+
+def _worst(notices: Sequence[Notice]) -> list[Notice]:
+    """Those that find room, worst first, and of one severity in the order of time: a chat may cut off the end."""
+    newest = sorted(notices, key=lambda notice: notice.time, reverse=True)
+    chosen = sorted(newest, key=lambda notice: -RANK[notice.alert.severity])[:LISTED]
+    return sorted(chosen, key=lambda notice: (-RANK[notice.alert.severity], notice.time))
 
 
 def shortened(text: str, size: int) -> str:

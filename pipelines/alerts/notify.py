@@ -2,14 +2,17 @@
 
     alerts.json   in the state folder: what fires, what waits for each sink, what became of its last message
 
-What is to be told is on disk before it is sent: a crash between the two tells it twice, never not at all.
+What is to be told is on disk before it is sent: a crash between the two tells it twice, never not at all. A disk that
+takes nothing, or a file that is not ours, keeps nobody from being told: both are when it matters most.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from pipelines.config_alerts import Alerts
 from pipelines.errors import BadInput
 from pipelines.system.durable import write_text
 
+log = logging.getLogger(__name__)
+
 
 class AlertState(BaseModel):
     """What `alerts.json` holds."""
@@ -34,6 +39,13 @@ class AlertState(BaseModel):
 
     outboxes: dict[str, Outbox] = {}
     """By sink."""
+
+
+@dataclass
+class Memory:
+    """Of a process that goes on checking: what its last check left, where that could not be written."""
+
+    state: AlertState | None = None
 
 
 class Report(BaseModel):
@@ -54,36 +66,55 @@ class Report(BaseModel):
     """Notices that each sink has yet to be told."""
 
 
-def notify(config: Alerts, state_folder: Path, alerts_now: Sequence[Alert], *, now: datetime | None = None) -> Report:
+def notify(
+    config: Alerts,
+    state_folder: Path,
+    alerts_now: Sequence[Alert],
+    *,
+    unknown: Set[str] = frozenset(),
+    memory: Memory | None = None,
+    now: datetime | None = None,
+) -> Report:
     """Tell whoever is to be told, once, after a check.
 
     Args:
         config: The section `alerts`.
         state_folder: Keeps `alerts.json` from check to check; one call at a time.
         alerts_now: Everything that is wrong now: what is missing is well.
+        unknown: Names of alerts of which this check can say neither: they stay as they were.
+        memory: The same for every check of one process. Without one, what cannot be written cannot be counted either,
+            and is told at the first check that finds it.
         now: Of the check; the present unless told.
-
-    Raises:
-        BadInput: `alerts.json` is not what we wrote.
     """
     moment = now or datetime.now(UTC)
+    kept = memory or Memory()
     with _locked(state_folder):
-        before = read_alerts(state_folder)
-        tracked, notices = follow(before.alerts, alerts_now, config, moment)
-        outboxes = {
-            sink.name: before.outboxes.get(sink.name, Outbox()).with_notices(notices, sink) for sink in config.sinks
-        }
-        _write(state_folder, AlertState(alerts=tracked, outboxes=outboxes))
+        before = kept.state or _known(state_folder)
+        state, notices = _after(before, alerts_now, config, moment, unknown)
+        if not _keep(state_folder, state, kept) and memory is None:
+            at_once = config.model_copy(update={"fire_after": 1})
+            state, notices = _after(before, alerts_now, at_once, moment, unknown)
+        outboxes = state.outboxes
         jobs = {sink.name: outboxes[sink.name].due(sink, moment) for sink in config.sinks}
         deliveries = deliver({name: job for name, job in jobs.items() if job is not None})
         outboxes |= {name: outboxes[name].after(delivery, moment) for name, delivery in deliveries.items()}
-        _write(state_folder, AlertState(alerts=tracked, outboxes=outboxes))
+        _keep(state_folder, AlertState(alerts=state.alerts, outboxes=outboxes), kept)
     return Report(
-        firing=tuple(known.alert for known in tracked.values() if known.fired is not None),
+        firing=tuple(known.alert for known in state.alerts.values() if known.fired is not None),
         notices=notices,
         deliveries=tuple(deliveries.values()),
         waiting={name: len(outbox.waiting) for name, outbox in outboxes.items()},
     )
+
+
+def _after(
+    before: AlertState, alerts_now: Sequence[Alert], config: Alerts, moment: datetime, unknown: Set[str]
+) -> tuple[AlertState, tuple[Notice, ...]]:
+    tracked, notices = follow(before.alerts, alerts_now, config, moment, unknown)
+    outboxes = {
+        sink.name: before.outboxes.get(sink.name, Outbox()).with_notices(notices, sink) for sink in config.sinks
+    }
+    return AlertState(alerts=tracked, outboxes=outboxes), notices
 
 
 def read_alerts(state_folder: Path) -> AlertState:
@@ -103,8 +134,30 @@ def read_alerts(state_folder: Path) -> AlertState:
         ) from None
 
 
-def _write(state_folder: Path, state: AlertState) -> None:
-    write_text(_file(state_folder), state.model_dump_json(indent=1), mode=0o600)
+def _known(state_folder: Path) -> AlertState:
+    """What is known; a file that says nothing, as after going back to another release, is put aside."""
+    path = _file(state_folder)
+    try:
+        try:
+            return read_alerts(state_folder)
+        except BadInput:
+            path.replace(aside := path.with_suffix(".unread"))
+            log.error("%s is not what this release writes; it is %s now, and what is wrong is told anew", path, aside)
+    except OSError as error:
+        log.error("%s cannot be used, and what is wrong is told anew: %s", path, error)
+    return AlertState()
+
+
+def _keep(state_folder: Path, state: AlertState, memory: Memory) -> bool:
+    """Write it down, or else remember it; whether it was written."""
+    try:
+        write_text(_file(state_folder), state.model_dump_json(indent=1), mode=0o600)
+    except OSError as error:
+        log.error("what was told cannot be written down, and is told all the same: %s", error)
+        memory.state = state
+        return False
+    memory.state = None
+    return True
 
 
 def _file(state_folder: Path) -> Path:
@@ -113,7 +166,12 @@ def _file(state_folder: Path) -> Path:
 
 @contextmanager
 def _locked(state_folder: Path) -> Iterator[None]:
-    state_folder.mkdir(parents=True, exist_ok=True)
-    with (state_folder / "alerts.lock").open("w") as lock:
+    try:
+        state_folder.mkdir(parents=True, exist_ok=True)
+        file = (state_folder / "alerts.lock").open("w")
+    except OSError:  # nothing can be written there, and so nothing spoilt
+        yield
+        return
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

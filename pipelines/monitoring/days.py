@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 DAY = "%Y-%m-%d"
 
+MISFIT = (TypeError, ValueError, OverflowError)
+"""What Arrow says of values that are not of their column's type."""
+
 
 @dataclass(frozen=True)
 class Days:
@@ -26,25 +29,31 @@ class Days:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. One write of one line: readers and other writers never see half of it; a crash of the machine may
-        lose the last seconds.
+        lose the last seconds. What a crash or a full disk left of an earlier line is ended first.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{_day(float(row['time']))}.jsonl"
         with path.open("ab", buffering=0) as file:
-            file.write((json.dumps(row) + "\n").encode())
+            file.write(f"\n{json.dumps(row)}\n".encode())
 
     def close(self, schema: pa.Schema, now: datetime) -> None:
-        """Make Parquet of the days that are over."""
-        import pyarrow as pa
+        """Make Parquet of the days that are over. Rows that do not fit, of another version of vlmops say, are left out.
+
+        A day that was closed before, and had rows since (a crash before its lines were deleted, a clock that was put
+        back), has each of them once.
+        """
         import pyarrow.parquet as pq
 
         for path in sorted(self.folder.glob("*.jsonl")):
             if path.stem >= _day((now - timedelta(minutes=5)).timestamp()):
                 continue  # a writer may still be at its last row
-            table = pa.Table.from_pylist([_only(row, schema) for row in _lines(path)], schema=schema)
+            parquet = path.with_suffix(".parquet")
+            known = _rows(parquet) if parquet.is_file() else []
+            times = {row["time"] for row in known}
+            rows = [*known, *(row for row in _lines(path) if row["time"] not in times)]
             file = io.BytesIO()
-            pq.write_table(table, file, compression="zstd")
-            write_bytes(path.with_suffix(".parquet"), file.getvalue())
+            pq.write_table(_table(rows, schema), file, compression="zstd")
+            write_bytes(parquet, file.getvalue())
             path.unlink()
 
     def forget(self, days: int, now: datetime) -> None:
@@ -85,8 +94,24 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("time"), float | int) else None
 
 
-def _only(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    return {name: row.get(name) for name in schema.names}
+def _table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    found = [{name: row.get(name) for name in schema.names} for row in rows]
+    try:
+        return pa.Table.from_pylist(found, schema=schema)
+    except MISFIT:
+        return pa.Table.from_pylist([row for row in found if _fits(row, schema)], schema=schema)
+
+
+def _fits(row: dict[str, Any], schema: pa.Schema) -> bool:
+    import pyarrow as pa
+
+    try:
+        pa.Table.from_pylist([row], schema=schema)
+    except MISFIT:
+        return False
+    return True
 
 
 def _day(seconds: float) -> str:

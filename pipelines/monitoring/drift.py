@@ -26,9 +26,11 @@ class Comparison(Artifact):
 
     feature: str
     n: int
-    """Samples in service."""
+    """Requests in service that have it."""
 
     n_reference: int
+    """Rows of the training set that have it."""
+
     psi: float
     psi_by_chance: float
     """What PSI stays below in 999 of 1,000 cases where nothing changed."""
@@ -44,24 +46,33 @@ class Comparison(Artifact):
 
 
 def compare(
-    feature: str, reference: Sequence[float], current: Sequence[float], *, threshold: float, min_samples: int
+    feature: str,
+    reference: Sequence[float],
+    current: Sequence[float],
+    *,
+    threshold: float,
+    min_samples: int,
+    asked: tuple[int, int] | None = None,
 ) -> Comparison:
     """Hold one feature's samples against the reference's.
 
     Args:
         threshold: PSI from which it counts as changed.
         min_samples: Fewer, on either side, say nothing.
+        asked: In how many rows and requests the values came. Images of one request are alike, and no more evidence
+            than one of them. None: each value in its own.
 
     Raises:
         ValueError: One side is empty.
     """
+    n_reference, n = asked or (len(reference), len(current))
     counts = _counts(reference, current)
-    found, chance = _psi(counts), psi_by_chance(len(counts), len(reference), len(current))
-    enough = min(len(reference), len(current)) >= min_samples
+    found, chance = _psi(counts), psi_by_chance(len(counts), n_reference, n)
+    enough = min(n_reference, n) >= min_samples
     return Comparison(
         feature=feature,
-        n=len(current),
-        n_reference=len(reference),
+        n=n,
+        n_reference=n_reference,
         psi=found,
         psi_by_chance=chance,
         ks=ks(reference, current),

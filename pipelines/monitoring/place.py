@@ -12,6 +12,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,19 +61,28 @@ class Place:
     def claim(self) -> Iterator[bool]:
         """Whether we are the one that watches, as long as the block runs; a dead process holds no claim."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / ".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
             else:
+                self.looked()
                 yield True
+
+    def looked(self) -> None:
+        """Whoever has the claim has looked: a mark that needs no room on a disk."""
+        (self.folder / ".lock").touch()
+
+    def last_look(self) -> datetime:
+        """When whoever has the claim looked last, or else took it."""
+        return datetime.fromtimestamp((self.folder / ".lock").stat().st_mtime, UTC)
 
     def latest(self) -> Snapshot | None:
         """The last snapshot. None: there is none, or one of another version of vlmops."""
         try:
-            return Snapshot.model_validate_json((self.folder / "latest.json").read_text())
-        except (FileNotFoundError, ValidationError):
+            return Snapshot.model_validate_json((self.folder / "latest.json").read_bytes())
+        except (OSError, ValidationError):  # a disk that cannot be read keeps nobody from looking
             return None
 
     def standing(self) -> list[Condition]:

@@ -6,7 +6,11 @@ The same is taken of the rows that the model was trained on, by the same functio
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -21,6 +25,15 @@ FEATURES = ("megapixels", "aspect", "brightness", "prompt_tokens", "answer_token
 
 MAX_PIXELS = 40_000_000
 """Of an image whose brightness is taken; the engine refuses larger ones unless told otherwise."""
+
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, struct.error, zlib.error)
+"""What Pillow says of damaged files."""
+
+EXPRESSIONS = frozenset({"pattern", "patternProperties"})
+"""Of JSON Schema, what Python would match by going back and forth, with no other thread running meanwhile."""
+
+REFERENCES = 10_000
+"""Of a schema that are followed for one answer."""
 
 
 class ImageFacts(Artifact):
@@ -46,7 +59,8 @@ class Sample(Artifact):
 
     answer_tokens: int | None = None
     schema_valid: bool | None = None
-    """Whether the answer is what the schema that was asked for says. None: no schema was."""
+    """Whether the answer is what the schema that was asked for says. None: no schema was, or none that may be checked
+    here."""
 
     refused: bool | None = None
     """Whether the answer begins as a refusal does. None: there was no text."""
@@ -61,7 +75,9 @@ def image_facts(content: bytes) -> ImageFacts | None:
             width, height = image.size
             pixels = width * height
             brightness = _brightness(image) if 0 < pixels <= MAX_PIXELS else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow says of damaged files
+    except (*DAMAGED, Image.DecompressionBombError):
+        return None
+    if not pixels:
         return None
     return ImageFacts(megapixels=pixels / 1e6, aspect=width / height, brightness=brightness)
 
@@ -73,7 +89,7 @@ def _brightness(image: Any) -> float | None:
     try:
         image.draft("L", (64, 64))
         return float(ImageStat.Stat(image.convert("L")).mean[0]) / 255
-    except OSError:
+    except DAMAGED:
         return None
 
 
@@ -83,17 +99,60 @@ def refused(text: str, beginnings: Sequence[str]) -> bool:
     return any(start.startswith(beginning) for beginning in beginnings)
 
 
-def schema_valid(text: str, schema: bool | Mapping[str, Any]) -> bool:
-    """Whether an answer is JSON as its schema says; not, if the schema itself is none."""
+def schema_valid(text: str, schema: bool | Mapping[str, Any]) -> bool | None:
+    """Whether an answer is JSON as its schema says; not, if the schema itself is none.
+
+    A client wrote the schema, and the engine's own process asks. None, which is nothing said, where it has regular
+    expressions (one can hold up every request for hours), refers to what lies elsewhere (nothing is fetched), or
+    refers to itself without end.
+    """
     import json
 
     import jsonschema
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     try:
-        jsonschema.validate(json.loads(text), schema)
-    except (ValueError, RecursionError, jsonschema.ValidationError, jsonschema.SchemaError):
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    try:
+        if not EXPRESSIONS.isdisjoint(_names(schema)):
+            return None
+        jsonschema.validate(answer, schema, _bounded(), registry=Registry())
+    except (Unresolvable, RecursionError):
+        return None
+    except (jsonschema.ValidationError, jsonschema.SchemaError):
         return False
     return True
+
+
+def _names(schema: object) -> Iterator[str]:
+    """Every name in a schema, at any depth."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping):
+            yield from part
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+
+
+def _bounded() -> Any:
+    """JSON Schema 2020-12, where references are followed so often and no more: a short schema may ask for 2^50."""
+    from jsonschema.validators import Draft202012Validator, extend
+
+    followed = itertools.count()
+
+    def limited(rule: Callable[..., Any], *arguments: Any) -> Any:
+        if next(followed) >= REFERENCES:
+            raise RecursionError
+        return rule(*arguments)
+
+    known = Draft202012Validator.VALIDATORS
+    rules = {name: partial(limited, known[name]) for name in ("$ref", "$dynamicRef")}
+    return extend(Draft202012Validator, rules)  # type: ignore[no-untyped-call]  # jsonschema's
 
 
 def values(samples: Iterable[Sample], feature: str) -> list[float]:
@@ -103,6 +162,13 @@ def values(samples: Iterable[Sample], feature: str) -> list[float]:
     else:
         found = [dict(sample)[feature] for sample in samples]
     return [float(value) for value in found if value is not None]
+
+
+def having(samples: Sequence[Sample], feature: str, found: Sequence[float]) -> int:
+    """How many of the samples have a feature, of which `found` are the values: a sample may have several images."""
+    if feature not in ImageFacts.model_fields:
+        return len(found)
+    return min(len(found), sum(bool(sample.images) for sample in samples))
 
 
 def read_sample(row: object) -> Sample | None:

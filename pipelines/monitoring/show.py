@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.monitoring.conditions import Condition
+from pipelines.monitoring.conditions import SILENT, Condition
 from pipelines.monitoring.snapshot import Snapshot
 
 GIB = 2**30
 
 
 def table_of(snapshot: Snapshot, conditions: Sequence[Condition]) -> Table:
-    """The table."""
+    """The table; of a look that is long ago it says so: what it shows may be over."""
     title = Text(f"seen at {snapshot.time:%Y-%m-%d %H:%M:%S} UTC", "italic")
+    if (age := datetime.now(UTC) - snapshot.time) > SILENT:
+        title.append(f", {age / timedelta(hours=1):.1f} h ago: nobody looks; start `vlmops monitor --every 60`", "bold")
     table = Table("what", "seen", box=None, title=title, title_justify="left")
     for name, seen in (*_lines(snapshot), *_wrong(conditions)):
         table.add_row(Text(name), Text(seen))

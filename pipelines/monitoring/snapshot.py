@@ -22,6 +22,9 @@ class ServiceFacts(Artifact):
     state: str
     """`serving`, `holding`, `unhealthy`, `unreachable`, `down` or `stopped`, as `vlmops serving status` says."""
 
+    since: datetime | None = None
+    """First look of those in a row that saw this state."""
+
     version: int | None = None
     """That serves now."""
 
@@ -32,6 +35,9 @@ class ServiceFacts(Artifact):
 
     transitions: dict[str, int] = Field(default_factory=dict)
     """Lines of the deploy log, by state."""
+
+    last: dict[str, datetime] = Field(default_factory=dict)
+    """Time of the last of them, by state."""
 
 
 class EngineFacts(Artifact):

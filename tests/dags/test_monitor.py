@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines.monitoring.place import Place
@@ -42,6 +42,12 @@ def test_a_request_is_told_once_with_its_reason(run_dag: Callable[..., Any], mac
     again = states(run_dag("monitor"))
     assert (again["reason"], again["ask"], again["handed_on"]) == ("success", "skipped", "skipped")
     assert len(events()) == before + 1
+
+
+def test_a_look_that_hangs_is_not_the_last_one(bag: Any) -> None:
+    dag = bag.dags["monitor"]
+    assert dag.max_active_runs == 1  # so that the next one waits for it
+    assert dag.get_task("look").execution_timeout <= timedelta(minutes=10)
 
 
 def test_a_look_that_failed_asks_for_nothing(run_dag: Callable[..., Any], machine: Settings) -> None:

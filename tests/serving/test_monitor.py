@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.alerts.notify import read_alerts
+from pipelines.alerts.notify import Memory, read_alerts
 from pipelines.answers import write_answers
 from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.config import Config
 from pipelines.config_monitoring import Inputs, RetrainPolicy
-from pipelines.errors import BAD_INPUT, DONE
+from pipelines.errors import BAD_INPUT, DONE, FAILED
 from pipelines.evaluation import Answer, EvalReport, Evaluation
 from pipelines.keys.store import add_key
+from pipelines.monitoring.days import Days
 from pipelines.monitoring.place import Place
 from pipelines.monitoring.samples import ImageFacts, Sample, values
 from pipelines.monitoring.snapshot import Snapshot
@@ -33,7 +37,7 @@ from pipelines.system.processes import free_port, wait_until
 from serving import front, monitor
 from serving.monitor_expose import Latest
 from serving.monitor_gpu import Cards
-from serving.monitor_inputs import reference
+from serving.monitor_inputs import compare_inputs, reference
 from serving.monitor_look import Look
 from serving.monitor_scrape import front_facts, scrape
 from serving.monitor_tap import Tap
@@ -183,7 +187,7 @@ def test_a_blind_monitor_says_so_and_raises_no_false_alarm(
     assert wrong == []  # nothing was promoted here yet
 
 
-@pytest.mark.parametrize("says", [b"<html>One moment</html>", b"", b"vllm:num_requests_running 1\n"])
+@pytest.mark.parametrize("says", [b"<html>Wait</html>", b"", b"vllm:num_requests_running 1\n", b'x{a="b",\t="a"} 1\n'])
 def test_what_is_no_metrics_is_unknown(says: bytes) -> None:
     from pipelines.errors import EngineFailed
     from serving.monitor_scrape import engine_facts
@@ -318,6 +322,18 @@ def test_inputs_that_change_are_seen_and_a_retrain_is_asked_for(
     assert len(reference(place, version, Inputs())) == 600  # kept since
 
 
+def test_many_images_in_few_requests_are_no_evidence(machine: Settings, make: Maker, trained: Run) -> None:
+    golden = trained.read(EVALUATE).golden
+    golden.parent.mkdir()
+    version = make(1).model_copy(update={"golden": golden})
+    wide = ImageFacts(megapixels=0.01, aspect=3, brightness=128 / 255)
+    batch = [Sample(time=1, images=(wide,) * 20)] * 15
+    (aspect,) = (
+        each for each in compare_inputs(Place.of(machine), version, Inputs(), batch) if each.feature == "aspect"
+    )
+    assert (aspect.n, aspect.enough, aspect.changed) == (15, False, False)
+
+
 def test_a_version_of_no_run_leaves_inputs_unknown_and_says_why(
     machine: Settings, smoke: Config, make: Maker, backup: list[datetime | None]
 ) -> None:
@@ -326,7 +342,10 @@ def test_a_version_of_no_run_leaves_inputs_unknown_and_says_why(
     Place.of(machine).inputs.append(Sample(time=datetime.now(UTC).timestamp()).model_dump())
     with watching(machine, smoke, NvmlDouble(), backup) as watch:
         now, _ = watch.round()
+        again, _ = watch.round()
     assert "has no training set" in now.unknown["inputs"]
+    assert again.unknown["inputs"] == now.unknown["inputs"]
+    assert again.compared == now.compared  # it did not read a day's samples for that once more
 
 
 def test_prometheus_asks_while_it_goes_on_looking(machine: Settings, smoke: Config) -> None:
@@ -359,6 +378,119 @@ def test_a_second_monitor_shows_what_the_first_has_seen(
         assert "2026-11-24" in capsys.readouterr().out
         assert monitor.main(["--every=1"]) == BAD_INPUT
         assert "another monitor" in capsys.readouterr().err
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_keeps_nobody_from_being_told(
+    machine: Settings, smoke: Config, backup: list[datetime | None], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    backup[0] = None
+    for where in ("pipelines.monitoring.place.write_text", "pipelines.alerts.notify.write_text"):
+        monkeypatch.setattr(where, full)
+    monkeypatch.setattr(Days, "append", full)
+    with watching(machine, smoke, NvmlDouble(events=[Event(0, 79)]), backup) as watch:
+        watch.memory = Memory()
+        for _ in range(2):
+            now, wrong = watch.round()
+        assert {each.name for each in wrong} >= {"GpuXid", "BackupTooOld"}
+        assert any("No space left" in why for why in watch.unkept)
+        assert watch.looks[-1] == now  # what the next look goes by
+    assert "FIRING critical GpuXid" in caplog.text
+    assert "FIRING warning BackupTooOld" in caplog.text
+    assert Place.of(machine).latest() is None
+
+
+def test_a_day_that_cannot_be_closed_ends_no_watch(
+    machine: Settings, smoke: Config, backup: list[datetime | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise ValueError("Parquet magic bytes not found")
+
+    monkeypatch.setattr(Days, "close", damaged)
+    with watching(machine, smoke, NvmlDouble(events=[Event(0, 79)]), backup) as watch:
+        for _ in range(2):
+            watch.round()
+        assert watch.unkept == ["Parquet magic bytes not found"]
+    assert any(known.fired for known in read_alerts(Place.of(machine).folder).alerts.values())
+    assert Place.of(machine).latest() is not None
+
+
+def test_one_look_that_cannot_be_kept_says_so(machine: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Days, "append", full)
+    assert monitor.main([]) == FAILED
+
+
+def test_a_monitor_that_hangs_is_told_of_by_the_next_one(machine: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Place.of(machine)
+    with place.claim():
+        assert monitor.main([]) == DONE
+        early = (datetime.now(UTC) - timedelta(minutes=16)).timestamp()
+        os.utime(place.folder / ".lock", (early, early))
+        place.keep(Snapshot(time=datetime.now(UTC), gpu_state="none"), [], {})
+        for _ in range(2):
+            assert monitor.main([]) == FAILED
+        assert "MonitorSilent" in capsys.readouterr().out
+        (tracked,) = read_alerts(place.folder).alerts.values()
+        assert (tracked.alert.name, tracked.fired is not None) == ("MonitorSilent", True)
+        place.looked()
+        assert monitor.main([]) == DONE
+
+
+def test_what_a_blind_look_cannot_judge_stays_as_it_was(
+    machine: Settings, smoke: Config, backup: list[datetime | None]
+) -> None:
+    import pynvml
+
+    nvml = NvmlDouble(events=[Event(0, 79)])
+    with watching(machine, smoke, nvml, backup) as watch:
+        for _ in range(2):
+            watch.round()
+    gone = NvmlDouble(init=pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH))
+    with watching(machine, smoke, gone, backup) as watch:
+        for _ in range(5):
+            watch.round()
+    firing = {known.alert.name for known in read_alerts(Place.of(machine).folder).alerts.values() if known.fired}
+    assert firing == {"GpuXid", "GpuUnknown"}
+
+
+@pytest.mark.parametrize("fault", [KeyError("messages"), TypeError("None"), ZeroDivisionError(), psutil.AccessDenied()])
+def test_a_fault_of_ours_blinds_one_source_alone(
+    machine: Settings, smoke: Config, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(_: Settings) -> None:
+        raise fault
+
+    monkeypatch.setattr("serving.monitor_look.disks", fail)
+    with Cards(NvmlDouble()).opened() as cards:
+        now = Look(machine, smoke.monitoring, cards, lambda _: None).snapshot(None)
+    assert type(fault).__name__ in now.unknown["disk"]
+    assert now.service is not None
+    assert now.runs is not None
+
+
+def test_how_long_the_service_has_been_so_is_remembered(machine: Settings, smoke: Config) -> None:
+    with Cards(NvmlDouble()).opened() as cards:
+        look = Look(machine, smoke.monitoring, cards, lambda _: None)
+        first = look.snapshot(None)
+        second = look.snapshot(first)
+        assert first.service is not None
+        assert second.service is not None
+        assert second.service.since == first.service.since == first.time
+        other = first.service.model_copy(update={"state": "holding"})
+        third = look.snapshot(first.model_copy(update={"service": other})).service
+        assert third is not None
+        assert third.since != first.time
+
+
+def test_a_clock_that_was_put_back_stops_no_comparison(machine: Settings, smoke: Config) -> None:
+    with Cards(NvmlDouble()).opened() as cards:
+        look = Look(machine, smoke.monitoring, cards, lambda _: None)
+        ahead = datetime.now(UTC) + timedelta(days=365)
+        assert look.snapshot(Snapshot(time=ahead, compared=ahead)).compared != ahead
 
 
 def test_once_as_a_command(machine: Settings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,31 @@ def test_a_driver_that_does_not_answer_is_unknown_and_not_absent(nvml: NvmlDoubl
     assert nvml.open == 0
 
 
+def test_a_card_that_falls_off_the_bus_while_it_watches_is_unknown_until_it_answers() -> None:
+    nvml = NvmlDouble(events=[Event(0, 79)])
+    with Cards(nvml).opened() as cards:
+        assert cards.state == "cards"
+        nvml.fails = dict.fromkeys((name for name in FUNCTIONS if name.startswith("nvmlDeviceGet")), LOST)
+        (card,) = cards.look(owner)
+        assert cards.state == "unknown"
+        assert "card 0 answers nothing" in cards.why
+        nvml.fails = {}
+        (card,) = cards.look(owner)
+        assert (cards.state, cards.why, card.xids) == ("cards", "", {79: 1})
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
+def test_a_driver_that_comes_up_later_is_found(code: int) -> None:
+    nvml = NvmlDouble(init=pynvml.NVMLError(code))
+    with Cards(nvml).opened() as cards:
+        assert cards.look(owner) == ()
+        nvml.init = None
+        for _ in range(3):
+            assert len(cards.look(owner)) == 1
+        assert (cards.state, nvml.open) == ("cards", 1)
+    assert nvml.open == 0
+
+
 def test_what_a_card_does_not_support_is_unknown_and_the_rest_is_told() -> None:
     silent = [name for name in FUNCTIONS if name.startswith("nvmlDeviceGet") and name not in {
         "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetIndex", "nvmlDeviceGetPowerUsage",

@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines.config_monitoring import Inputs
 from pipelines.monitoring.place import Place
 from pipelines.system.processes import wait_until
-from serving.monitor_tap import PATH, Tap, sample_of
+from serving.monitor_tap import PATH, UNDER_WAY, Tap, sample_of
 
 ALL = Inputs(share=1)
 SECRET = "the patient's name is Miriam"
@@ -170,8 +170,53 @@ def test_a_full_disk_costs_the_sample_alone(tmp_path: Path) -> None:
     assert len(kept(Place(tmp_path), 1)) == 1
 
 
-def test_an_engine_starts_whatever_the_config_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_the_client_did_not_wait_for_is_no_sample(tmp_path: Path) -> None:
+    class HungUp(Engine):
+        async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+            while (await receive())["more_body"]:
+                pass
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+
+    tap = Tap(HungUp(stream('{"price": ')), ALL, Place(tmp_path))
+    pass_through(tap, request())
+    tap._app, tap._next = Engine(answer()), 0.0
+    pass_through(tap, request())
+    assert len(kept(Place(tmp_path), 1)) == 1
+    assert kept(Place(tmp_path), 1)[0]["answer_tokens"] == 4
+
+
+def test_few_requests_are_held_at_a_time_and_each_that_fails_makes_room(tmp_path: Path) -> None:
+    class Failing(Engine):
+        async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+            raise ConnectionError
+
+    tap = Tap(Failing(b""), ALL, Place(tmp_path))
+    for _ in range(2 * UNDER_WAY):
+        tap._next = 0.0
+        with pytest.raises(ConnectionError):
+            pass_through(tap, request())
+    scope = {"type": "http", "path": PATH, "headers": (KEY,)}
+    tap._next = 0.0
+    assert tap._picks(scope)
+    tap._under_way, tap._next = UNDER_WAY, 0.0
+    assert not tap._picks(scope)
+
+
+@pytest.mark.parametrize("wanted", [{"$ref": "#/$defs/nowhere"}, {"pattern": "^(a+)+$"}])
+def test_no_schema_of_a_client_ends_the_sampling(tmp_path: Path, wanted: dict[str, str]) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": wanted}}
+    tap = Tap(Engine(answer('"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"')), ALL, Place(tmp_path))
+    for wanted_rows in (1, 2):
+        tap._next = 0.0
+        pass_through(tap, request(response_format=schema))
+        assert kept(Place(tmp_path), wanted_rows)[-1]["schema_valid"] is None
+
+
+@pytest.mark.parametrize("config", ["broken.yaml", "a folder", "missing.yaml"])
+def test_an_engine_starts_whatever_the_config_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     (tmp_path / "broken.yaml").write_text("nothing: [")
-    monkeypatch.setenv("VLMOPS_CONFIG", str(tmp_path / "broken.yaml"))
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.setenv("VLMOPS_CONFIG", str(tmp_path / config))
     monkeypatch.setenv("VLMOPS_HOME", str(tmp_path / "home"))
     assert pass_through(Tap(Engine(answer())), request()) == answer()

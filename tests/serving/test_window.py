@@ -54,6 +54,23 @@ def test_the_probe_at_its_end_brings_the_old_version_back(
     assert registry.champion == 1
 
 
+def test_clients_that_fill_the_queue_are_no_fault_of_a_version(
+    machine: Settings, registry: RecordingRegistry, make: Maker, start_front: Callable[[float], None]
+) -> None:
+    """Whoever waited during the hold comes at once when it ends; the probe finds its place among them."""
+    start_front(20)
+    settled = {"max_num_seqs": 1, "max_waiting": 0, "watch_seconds": 0.0, "watch_match": 1.0}
+
+    def narrow(version: Served) -> Served:
+        return version.model_copy(update={"serving": version.serving.model_copy(update=settled)})
+
+    Promotion(machine, registry, narrow(make(1)), DOUBLE).run()
+    with Traffic(machine, "digits", rate=60) as traffic:
+        Promotion(machine, registry, narrow(make(2, seconds=0.1)), DOUBLE).run()
+    assert registry.champion == 2
+    assert traffic.outcomes["status 503"] > 20
+
+
 def test_what_serves_is_named_while_nobody_is_answered(machine: Settings, make: Maker, tmp_path: Path) -> None:
     held: list[bool] = []
 

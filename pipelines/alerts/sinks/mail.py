@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import smtplib
 import socket
 import ssl
@@ -12,6 +13,8 @@ from email.utils import formatdate, make_msgid
 from pipelines.alerts.message import Message
 from pipelines.alerts.sinks.sink import SinkFailed
 from pipelines.config_alerts import SmtpSink
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,12 @@ class Mail:
                 if self.config.user is not None and self.password is not None:
                     server.login(self.config.user, self.password)
                 refused = server.send_message(self._mail(message))
+        except UnicodeError:  # whose words would show a letter of the password
+            raise SinkFailed("user, password and addresses must be ASCII: this server takes nothing else") from None
         except (OSError, smtplib.SMTPException) as error:
             raise SinkFailed(f"{type(error).__name__}: {error}") from None
-        if refused:
-            raise SinkFailed(f"taken for some, refused for {', '.join(sorted(refused))}")
+        if refused:  # no failure: the others would be sent it again and again, for one mailbox that is gone
+            log.warning("taken for some, refused for %s; correct alerts.sinks", ", ".join(sorted(refused)))
 
     def _connected(self, seconds: float) -> smtplib.SMTP:
         config, us = self.config, socket.gethostname()

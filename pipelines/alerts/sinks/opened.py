@@ -8,8 +8,17 @@ from pipelines.alerts.sinks.chat import DingTalk, Feishu, Slack, WeCom
 from pipelines.alerts.sinks.log import to_log
 from pipelines.alerts.sinks.mail import Mail
 from pipelines.alerts.sinks.sink import Send
-from pipelines.alerts.sinks.webhook import Webhook
-from pipelines.config_alerts import AnySink, DingTalkSink, FeishuSink, LogSink, SlackSink, SmtpSink, WebhookSink
+from pipelines.alerts.sinks.webhook import Heartbeat, Webhook
+from pipelines.config_alerts import (
+    AnySink,
+    DingTalkSink,
+    FeishuSink,
+    HeartbeatSink,
+    LogSink,
+    SlackSink,
+    SmtpSink,
+    WebhookSink,
+)
 from pipelines.settings import secret
 from pipelines.system.redact import HIDDEN, redacted
 
@@ -40,8 +49,9 @@ def open_sink(config: AnySink) -> Opened:
         password = _optional(config.password_from)
         return Opened(Mail(config, password), _known(password))
     address = secret(config.url_from)
-    if isinstance(config, SlackSink):
-        return Opened(Slack(address), (address,))
+    if isinstance(config, SlackSink | HeartbeatSink):
+        bare = Slack if isinstance(config, SlackSink) else Heartbeat
+        return Opened(bare(address), (address,))
     if isinstance(config, DingTalkSink | FeishuSink):
         key = _optional(config.secret_from)
         chat = DingTalk if isinstance(config, DingTalkSink) else Feishu

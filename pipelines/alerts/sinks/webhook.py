@@ -1,4 +1,4 @@
-"""Any receiver of JSON: a POST with title, text and notices, signed where a secret is named."""
+"""Any receiver of JSON: a POST with title, text and notices, signed where a secret is named; or of a sign of life."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ class Webhook:
         if self.secret is not None:
             headers[SIGNATURE] = f"sha256={hmac.new(self.secret.encode(), body, hashlib.sha256).hexdigest()}"
         post(self.address, body, seconds, headers=headers)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Taken when the answer is 2xx."""
+
+    address: str
+
+    def __call__(self, message: Message, seconds: float) -> None:  # noqa: ARG002  it says that we live, and no more
+        post(self.address, b"", seconds)

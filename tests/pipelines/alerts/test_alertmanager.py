@@ -35,7 +35,7 @@ def test_it_parses() -> None:
     checked = subprocess.run([program("amtool"), "check-config", CONFIG], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "4 receivers" in checked.stdout
-    assert "5 inhibit rules" in checked.stdout
+    assert "6 inhibit rules" in checked.stdout
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def _ready(url: str) -> bool:
 
 
 def _name(labels: dict[str, str]) -> str:
-    return "/".join(labels[label] for label in ("alertname", "job") if label in labels)
+    return "/".join(labels[label] for label in ("alertname", "job", "source") if label in labels)
 
 
 def kept_back(url: str, *alerts: dict[str, str]) -> set[str]:
@@ -116,7 +116,9 @@ def test_what_follows_from_a_worse_thing_is_not_told(alertmanager: str) -> None:
         {**one, "alertname": "DiskSpaceLow", "severity": "critical"},
         {**one, "alertname": "TargetDown", "severity": "warning", "job": "vllm"},
         {**one, "alertname": "TargetDown", "severity": "warning", "job": "caddy"},
-    ) == {"KvCacheFull", "GoldenProbeFailed", "TargetDown/vllm"}  # fmt: skip
+        {**one, "alertname": "SourceUnknown", "severity": "warning", "source": "engine"},
+        {**one, "alertname": "SourceUnknown", "severity": "warning", "source": "disk"},
+    ) == {"KvCacheFull", "GoldenProbeFailed", "TargetDown/vllm", "SourceUnknown/engine"}  # fmt: skip
 
 
 def test_a_broken_card_hides_its_own_heat_and_no_other_cards(alertmanager: str) -> None:

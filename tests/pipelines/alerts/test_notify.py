@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import cli
+from pipelines.alerts import notify as notify_module
 from pipelines.alerts.alert import Alert
 from pipelines.alerts.commands import send_test
 from pipelines.alerts.hysteresis import follow
-from pipelines.alerts.notify import Report, notify, read_alerts
+from pipelines.alerts.notify import Memory, Report, notify, read_alerts
 from pipelines.config_alerts import Alerts
 from pipelines.errors import BadInput
 from pipelines.settings import ROOT
@@ -138,7 +140,7 @@ def test_a_flood_is_bounded_and_counted(there: Receiver, tmp_path: Path, monkeyp
     checks(config(fire_after=1), tmp_path, flood)
     assert len(read_alerts(tmp_path).outboxes["w"].waiting) == 200
     monkeypatch.setenv("A_WEBHOOK", alive)
-    checks(config(fire_after=1), tmp_path, flood)
+    notify(config(fire_after=1), tmp_path, flood, now=START + timedelta(minutes=3))
     [request] = there.received
     assert "and 280 more" in json.loads(request.body)["text"]
 
@@ -172,10 +174,92 @@ def test_killed_while_it_sends_the_next_check_sends_it(there: Receiver, tmp_path
     assert told(there) == [[("firing", "EngineDown")]]
 
 
-def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_ours_silences_nobody(there: Receiver, tmp_path: Path) -> None:
     (tmp_path / "alerts.json").write_text('{"alerts": 3}')
     with pytest.raises(BadInput, match=r"alerts\.json"):
-        notify(config(), tmp_path, [])
+        read_alerts(tmp_path)
+    checks(config(), tmp_path, [DOWN], [DOWN], [DOWN])
+    assert told(there) == [[("firing", "EngineDown")]]
+    assert (tmp_path / "alerts.unread").read_text() == '{"alerts": 3}'
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A disk that takes nothing; the call makes room."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    writes = notify_module.write_text
+    monkeypatch.setattr(notify_module, "write_text", refuse)
+    return lambda: monkeypatch.setattr(notify_module, "write_text", writes)
+
+
+def test_a_full_disk_silences_nobody(there: Receiver, tmp_path: Path, full: Callable[[], None]) -> None:
+    memory = Memory()
+    for at in range(4):
+        notify(config(), tmp_path, [DOWN], memory=memory, now=START + timedelta(minutes=at))
+    assert told(there) == [[("firing", "EngineDown")]]  # after two checks, and once, as ever
+    full()
+    for at in range(4, 8):
+        notify(config(), tmp_path, [], memory=memory, now=START + timedelta(minutes=at))
+    assert told(there)[1:] == [[("resolved", "EngineDown")]]
+    assert memory.state is None
+    assert read_alerts(tmp_path).alerts == {}
+
+
+def test_one_check_on_a_full_disk_tells_at_once(there: Receiver, tmp_path: Path, full: Callable[[], None]) -> None:
+    notify(config(), tmp_path, [DOWN], now=START)
+    assert told(there) == [[("firing", "EngineDown")]]
+
+
+def test_a_folder_that_cannot_be_used_silences_nobody(there: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    notify(config(), tmp_path / "file" / "state", [DOWN], now=START)
+    assert told(there) == [[("firing", "EngineDown")]]
+
+
+def test_what_cannot_be_judged_is_not_told_to_be_over(there: Receiver, tmp_path: Path) -> None:
+    found: list[tuple[list[Alert], set[str]]] = [([DOWN, HOT], set())] * 2 + [([], {"Hot"})] * 6 + [([], set())] * 2
+    for at, (alerts, unknown) in enumerate(found):
+        notify(config(), tmp_path, alerts, unknown=unknown, now=START + timedelta(minutes=at))
+    assert told(there) == [
+        [("firing", "EngineDown"), ("firing", "Hot")], [("resolved", "EngineDown")], [("resolved", "Hot")],
+    ]  # fmt: skip
+
+
+def test_a_sink_that_is_back_hears_of_it_soon(there: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, tried = there.url, 0
+    monkeypatch.setenv("A_WEBHOOK", "http://127.0.0.1:9/")
+    for at in range(120):  # half an hour of looks, one every 15 s
+        report = notify(config(), tmp_path, [DOWN], now=START + timedelta(seconds=15 * at))
+        tried += len(report.deliveries)
+    assert 10 <= tried <= 16
+    monkeypatch.setenv("A_WEBHOOK", alive)
+    notify(config(), tmp_path, [DOWN], now=START + timedelta(minutes=32))
+    assert told(there) == [[("firing", "EngineDown")]]
+
+
+def test_every_check_gives_a_sign_of_life_and_no_alert_with_it(
+    there: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sinks = [{"kind": "heartbeat", "name": "alive", "url_from": "A_WEBHOOK"}]
+    reports = checks(config(fire_after=1, sinks=sinks), tmp_path, [], [DOWN], [DOWN], [])
+    assert [request.body for request in there.received] == [b""] * 4
+    assert reports[-1].waiting == {"alive": 0}
+    assert read_alerts(tmp_path).outboxes["alive"].sent == ()
+    monkeypatch.setenv("A_WEBHOOK", "http://127.0.0.1:9/")
+    reports = checks(config(sinks=sinks), tmp_path, *[[]] * 8, minutes=0.25)
+    assert [len(report.deliveries) for report in reports] == [1, *[0] * 7]  # no look waits for it each time
+
+
+def test_the_worst_finds_room_in_a_message(there: Receiver, tmp_path: Path) -> None:
+    flood = [Alert("Many", "info", "x", {"n": str(at)}) for at in range(40)]
+    checks(config(fire_after=1), tmp_path, [*flood, DOWN, HOT])
+    [request] = there.received
+    first, second, *_ = json.loads(request.body)["text"].splitlines()
+    assert first.startswith("FIRING critical EngineDown")
+    assert second.startswith("FIRING warning Hot")
 
 
 def test_state_is_for_its_owner_alone(there: Receiver, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.config_monitoring import Monitoring
 from pipelines.monitoring.between import happened
-from pipelines.monitoring.conditions import standing
+from pipelines.monitoring.conditions import CONDITIONS, JUDGED_FROM, standing, unjudged
 from pipelines.monitoring.series import HELP, others, ours
 from pipelines.monitoring.show import table_of
 from pipelines.monitoring.snapshot import (
@@ -49,8 +49,8 @@ WELL = Snapshot(
 BEFORE = WELL.model_copy(update={"time": NOW - timedelta(minutes=1)})
 
 
-def names(now: Snapshot, before: Snapshot | None = BEFORE) -> set[str]:
-    return {condition.name for condition in standing(before, now, LIMITS)}
+def names(now: Snapshot, *earlier: Snapshot) -> set[str]:
+    return {condition.name for condition in standing(earlier or (BEFORE,), now, LIMITS)}
 
 
 def engine(**changes: Any) -> dict[str, Any]:
@@ -61,13 +61,49 @@ def cards(**changes: Any) -> dict[str, Any]:
     return {"cards": (CARD.model_copy(update=changes),)}
 
 
+def service(**changes: Any) -> dict[str, Any]:
+    assert WELL.service is not None
+    return {"service": WELL.service.model_copy(update=changes)}
+
+
+def probe(**changes: Any) -> dict[str, Any]:
+    assert WELL.probe is not None
+    return {"probe": WELL.probe.model_copy(update=changes)}
+
+
+@pytest.mark.parametrize("changes", [
+    service(state="holding", since=NOW - timedelta(minutes=19)),
+    service(last={"crashed": NOW - timedelta(minutes=16), "undo": NOW - timedelta(hours=2), "serving": NOW}),
+    probe(last_passed=NOW - timedelta(minutes=59)),
+    {"front": FrontFacts(answers={"200": 196, "502": 4})},
+    {"front": FrontFacts(answers={"502": 50})},  # of a front that was started anew
+])  # fmt: skip
+def test_what_is_close_to_a_fault_is_none(changes: dict[str, Any]) -> None:
+    assert names(WELL.model_copy(update=changes)) == set()
+
+
+def test_every_condition_is_judged_from_a_source_or_always() -> None:
+    judged = [name for names in JUDGED_FROM.values() for name in names]
+    assert sorted([*judged, "SourceUnknown", "GpuUnknown"]) == sorted(CONDITIONS)
+    assert unjudged(WELL) == set()
+    assert unjudged(WELL.model_copy(update={"unknown": {"disk": "gone"}})) == {"DiskSpaceLow"}
+
+
 def test_full_load_on_a_hot_full_card_is_well() -> None:
     assert names(WELL) == set()
 
 
 @pytest.mark.parametrize(("name", "changes"), [
     ("ServiceDown", {"service": ServiceFacts(state="down", champion=3)}),
+    ("ServiceHolding", service(state="holding", since=NOW - timedelta(minutes=21))),
+    ("EngineCrashed", service(last={"crashed": NOW - timedelta(minutes=14)})),
+    ("PromotionUndone", service(last={"undo": NOW - timedelta(minutes=59)})),
     ("SourceUnknown", {"unknown": {"engine": "does not answer"}}),
+    ("SourceUnknown", {"service": None, "unknown": {"service": "serving.json says nothing to this release"}}),
+    ("SourceUnknown", {"disks": (), "unknown": {"disk": "stale file handle"}}),
+    ("GoldenProbeStale", probe(last_passed=NOW - timedelta(minutes=61))),
+    ("GoldenProbeStale", probe(last_passed=None)),
+    ("FrontErrors", {"front": FrontFacts(answers={"200": 190, "502": 10})}),
     ("GoldenProbeFailed", {"probe": WELL.probe and WELL.probe.model_copy(update={"passed": False, "matched": 0})}),
     ("KvCacheFull", engine(waiting=3)),
     ("Preemptions", engine(preemptions=6)),
@@ -84,7 +120,7 @@ def test_full_load_on_a_hot_full_card_is_well() -> None:
     ("BackupTooOld", {"backup": None}),
 ])  # fmt: skip
 def test_each_fault_alone_has_its_name_and_its_page(name: str, changes: dict[str, Any]) -> None:
-    found = standing(BEFORE, WELL.model_copy(update=changes), LIMITS)
+    found = standing((BEFORE,), WELL.model_copy(update=changes), LIMITS)
     assert [condition.name for condition in found] == [name]
     assert found[0].runbook == f"docs/operations.md#{name.lower()}"
     assert found[0].detail
@@ -94,7 +130,7 @@ def test_what_is_unknown_is_no_alarm_of_another_kind() -> None:
     blind = cards(throttled=None, xids=None, ecc_uncorrected=None, processes=None, memory_used_bytes=None)
     assert names(WELL.model_copy(update=blind)) == set()
     nothing = Snapshot(time=NOW, gpu_state="none", unknown={"backup": "cannot be read", "engine": "none runs"})
-    assert names(nothing) == set()
+    assert names(nothing) == {"SourceUnknown"}
 
 
 def test_before_the_first_promotion_that_nothing_serves_is_no_fault() -> None:
@@ -107,6 +143,19 @@ def test_what_was_counted_before_a_restart_is_no_fall() -> None:
     now = WELL.model_copy(update=again)
     assert happened(BEFORE, now, 10) is None
     assert names(now) == set()
+
+
+def test_what_is_lost_at_once_is_found_by_the_looks_after_too() -> None:
+    burst = WELL.model_copy(
+        update=engine(finished=110, lost=9) | {"front": FrontFacts(answers={"200": 100, "502": 20})}
+    )
+    quiet = burst.model_copy(update={"time": NOW + timedelta(minutes=1)})
+    assert names(burst) == names(quiet, BEFORE, burst) == {"RequestsLost", "FrontErrors"}
+    assert names(quiet, burst) == set()
+    again = WELL.model_copy(update=engine(started=2, finished=10, lost=5))
+    later = WELL.model_copy(update=engine(started=2, finished=20, lost=5))
+    assert names(later, BEFORE, again) == set()  # nothing since the new engine's first look
+    assert names(again.model_copy(update=engine(started=2, finished=20, lost=9)), BEFORE, again) == {"RequestsLost"}
 
 
 def test_the_share_of_slow_answers_is_of_those_that_came_in_between() -> None:
@@ -145,7 +194,13 @@ def test_a_person_reads_what_is_unknown_and_what_to_do() -> None:
     now = WELL.model_copy(update={"unknown": {"engine": "does [not] answer"}, "gpu_state": "none", "cards": ()})
     console = Console(record=True, width=200, file=None)
     with console.capture() as caught:
-        console.print(table_of(now, standing(None, now, LIMITS)))
+        console.print(table_of(now, standing((), now, LIMITS)))
     shown = caught.get()
     for wanted in ("no GPU here", "unknown: does [not] answer", "SourceUnknown", "docs/operations.md#sourceunknown"):
         assert wanted in shown
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(0, False), (14, False), (16, True), (6000, True)])
+def test_a_person_reads_that_nobody_looks_any_more(minutes: int, told: bool) -> None:
+    now = Snapshot(time=datetime.now(UTC) - timedelta(minutes=minutes), gpu_state="none")
+    assert ("nobody looks" in str(table_of(now, []).title)) is told

@@ -46,6 +46,27 @@ def test_a_line_that_a_crash_cut_off_costs_itself_alone(tmp_path: Path) -> None:
     with (tmp_path / "2026-11-24.jsonl").open("a") as file:
         file.write('{"time": 1')
     assert list(days.since(NOON - timedelta(days=1))) == [row(NOON)]
+    days.append(row(NOON, 2))
+    assert list(days.since(NOON - timedelta(days=1))) == [row(NOON), row(NOON, 2)]
+
+
+def test_a_row_that_does_not_fit_costs_itself_alone(tmp_path: Path) -> None:
+    days = Days(tmp_path)
+    yesterday = NOON - timedelta(days=1)
+    for values in ("of another version", {"a": "text"}, [1]):
+        days.append({"time": yesterday.timestamp(), "values": values})
+    days.append(row(yesterday))
+    days.close(history_schema(), NOON)
+    assert list(days.since(yesterday)) == [row(yesterday)]
+
+
+def test_rows_that_come_to_a_closed_day_join_it(tmp_path: Path) -> None:
+    days = Days(tmp_path)
+    rows = [row(NOON - timedelta(days=1, hours=n), n) for n in range(3)]
+    for each in rows:
+        days.append(each)
+        days.close(history_schema(), NOON)  # by a clock that was put back in between
+    assert list(days.since(NOON - timedelta(days=9))) == rows
 
 
 def test_a_crash_between_parquet_and_lines_counts_nothing_twice(tmp_path: Path) -> None:

@@ -91,6 +91,12 @@ def test_too_few_samples_say_nothing(n: int) -> None:
     assert not found.changed
 
 
+def test_many_images_of_few_requests_say_nothing() -> None:
+    found = compare("aspect", [1.0] * 2000, [3.0] * 400, threshold=0.25, min_samples=200, asked=(2000, 20))
+    assert (found.n, found.enough, found.changed) == (20, False, False)
+    assert found.psi_by_chance == psi_by_chance(2, 2000, 20)
+
+
 def test_a_small_psi_is_no_change_however_certain() -> None:
     draw = np.random.default_rng(7)
     found = compare("x", draw.normal(size=50_000), draw.normal(0.1, size=50_000), threshold=0.25, min_samples=200)

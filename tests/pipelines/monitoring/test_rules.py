@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +192,25 @@ def unit_test(alert: str, case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("alert", CASES)
 def test_an_alert_fires_when_it_must_and_only_then(judged: dict[str, str], alert: str) -> None:
     assert judged[alert].strip() == "SUCCESS"
+
+
+@pytest.mark.parametrize("source", ["service", "disk", "backup"])
+def test_what_must_be_known_always_is_missed_where_nothing_serves_as_well(tmp_path: Path, source: str) -> None:
+    known = ours("monitor_source_known", "1x60", source=source)
+    case = Case(unread(source, "stopped"), known | state("stopped", "1x60"))
+    (tmp_path / "case.yml").write_text(yaml.safe_dump(unit_test("SourceUnknown", case)))
+    assert "SUCCESS" in promtool("test", "rules", tmp_path / "case.yml").stdout
+
+
+def test_a_monitor_that_hangs_is_told_of_by_the_same_name() -> None:
+    from pipelines.monitoring.conditions import SILENT, silent
+
+    moment = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    (told,) = silent(moment - SILENT - timedelta(seconds=1), moment)
+    assert silent(moment - SILENT, moment) == []
+    rule = ALERTS[told.name]
+    assert (rule["labels"]["severity"], rule["annotations"]["summary"]) == (told.severity, told.summary)
+    assert f"> {SILENT.total_seconds():.0f}" in rule["expr"]
 
 
 @pytest.mark.parametrize("alert", ALERTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import typing
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines.monitoring.samples import (
     FEATURES,
     ImageFacts,
     Sample,
+    having,
     image_facts,
     read_sample,
     refused,
@@ -84,6 +86,28 @@ def test_an_answer_is_held_against_the_schema_that_was_asked() -> None:
     assert not schema_valid("{}", {"type": "no such type"})
 
 
+def test_a_clients_schema_costs_nobody_else_a_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda address, *_, **__: fetched.append(address))
+    slow = {"not": {"properties": {"a": {"pattern": "^(a+)+$"}}}}  # 24 letters take a second, each one more twice that
+    levels = {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2} for n in range(1, 50)}
+    endless = {"$defs": {"a0": {"type": "null"}, **levels}, "$ref": "#/$defs/a49"}
+    began = time.monotonic()
+    for asked in (
+        slow, {"patternProperties": {"^(a+)+$": {}}}, endless, {"$ref": "#"}, {"$ref": "#/$defs/nowhere"},
+        {"$ref": "http://127.0.0.1:9/latest/meta-data"}, {"$id": "http://127.0.0.1:9/", "$ref": "x"},
+    ):  # fmt: skip
+        assert schema_valid(f'{{"a": "{"a" * 40}!"}}', asked) is None, asked
+    assert time.monotonic() - began < 10
+    assert fetched == []
+
+
+def test_a_schema_may_refer_to_its_own_parts() -> None:
+    price = {"$defs": {"price": {"type": "number"}}, "properties": {"price": {"$ref": "#/$defs/price"}}}
+    assert schema_valid('{"price": 3.5}', price)
+    assert schema_valid('{"price": "3.5"}', price) is False
+
+
 def test_features_are_of_every_image_and_leave_out_what_is_unknown() -> None:
     image = ImageFacts(megapixels=1, aspect=2, brightness=None)
     samples = [Sample(time=0, images=(image, image), refused=True), Sample(time=1, prompt_tokens=7)]
@@ -92,6 +116,8 @@ def test_features_are_of_every_image_and_leave_out_what_is_unknown() -> None:
         "megapixels": [1, 1], "aspect": [2, 2], "brightness": [], "prompt_tokens": [7], "answer_tokens": [],
         "schema_valid": [], "refused": [1],
     }  # fmt: skip
+    counted = {name: having(samples, name, found[name]) for name in ("megapixels", "brightness", "prompt_tokens")}
+    assert counted == {"megapixels": 1, "brightness": 0, "prompt_tokens": 1}
 
 
 def test_a_file_has_the_columns_of_a_sample_and_rows_of_other_versions_are_left_out() -> None:
