@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.settings import ROOT
+from tests.services import require
 from tests.stack.production import Production, program
 from tests.stack.small_line import write_config, write_squares
 
@@ -29,10 +29,8 @@ FASTER = {
 @pytest.fixture(scope="session")
 def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
     """Everything of the profile core, and the worker of the profile gpu."""
-    if missing := [name for name in PROGRAMS if program(name) is None]:
-        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"not installed: {', '.join(missing)}; VLMOPS_REQUIRE_SERVICES=1 wants them")
-        pytest.skip(f"not installed: {', '.join(missing)}")
+    missing = [name for name in PROGRAMS if program(name) is None]
+    require(not missing, f"not installed: {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("production")
     config = write_config(folder / "config.yaml", write_squares(folder / "data"))
     stack = Production(folder / "home", config, ROOT / ".vlmops" / "cache", FASTER)

@@ -24,6 +24,7 @@ from pipelines.system.processes import SECRET
 from pipelines.system.programs import beside
 from serving.caddyfile import render_caddyfile
 from serving.engine import VLLM, Launch
+from tests.services import require
 from tests.stack.production import COMPOSE, VARIABLE, resolved, service_environment, variables
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -297,12 +298,7 @@ def test_it_is_redis_that_is_told_to_stop(tmp_path: Path) -> None:
 
 
 def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"{name} is not installed, and VLMOPS_REQUIRE_SERVICES=1 wants it")
-        pytest.skip(f"{name} is not installed")
-    return found
+    return require(shutil.which(name), f"{name} is not installed")
 
 
 @pytest.mark.parametrize("name", ["prometheus", "alertmanager"])
@@ -315,12 +311,7 @@ def test_prometheus_and_alertmanager_know_every_option(name: str) -> None:
 
 
 def of_the_ml_environment(name: str) -> str:
-    found = beside(Settings().ml_python, name)
-    if found is None:
-        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"{name} is not beside {Settings().ml_python}, and VLMOPS_REQUIRE_SERVICES=1 wants it")
-        pytest.skip(f"{name} is not beside {Settings().ml_python}")
-    return found
+    return require(beside(Settings().ml_python, name), f"{name} is not beside {Settings().ml_python}")
 
 
 PARSE = """

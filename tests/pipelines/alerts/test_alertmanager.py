@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -17,18 +16,14 @@ import yaml
 from pipelines.errors import VlmopsError
 from pipelines.settings import ROOT
 from pipelines.system.processes import free_port, running, wait_until
+from tests.services import require
 
 CONFIG = ROOT / "configs" / "monitoring" / "alertmanager.yml"
 
 
 def program(*names: str) -> str:
     found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        missing = f"none of {', '.join(names)} is installed (Debian: prometheus-alertmanager)"
-        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"{missing}, and VLMOPS_REQUIRE_SERVICES=1 wants them")
-        pytest.skip(missing)
-    return found
+    return require(found, f"none of {', '.join(names)} is installed (Debian: prometheus-alertmanager)")
 
 
 def test_it_parses() -> None:

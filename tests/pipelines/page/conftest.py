@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.services import require
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -24,11 +26,7 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        missing = f"no browser: none of {', '.join(NAMES)} is installed"
-        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"{missing}, and VLMOPS_REQUIRE_SERVICES=1 wants one")
-        pytest.skip(missing)
+    found = require(found, f"no browser: none of {', '.join(NAMES)} is installed")
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # it refuses its sandbox to root
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=found, args=arguments)

@@ -20,6 +20,7 @@ from pipelines.retention.database import DatabaseFailed, Postgres, database
 from pipelines.retention.restore import RestoreFailed, restore
 from pipelines.settings import Settings
 from pipelines.system.processes import free_port, running, wait_until
+from tests.services import require
 
 PASSWORD = "p:ss/w@rd hush"
 
@@ -28,11 +29,7 @@ PASSWORD = "p:ss/w@rd hush"
 def server() -> Iterator[Postgres]:
     """A server on loopback with the database `mlflow`; it refuses to run as root."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found or shutil.which("pg_dump") is None:
-        missing = "PostgreSQL is not installed (Debian: postgresql)"
-        if os.environ.get("VLMOPS_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"{missing}, and VLMOPS_REQUIRE_SERVICES=1 wants it")
-        pytest.skip(missing)
+    require(found and shutil.which("pg_dump"), "PostgreSQL is not installed (Debian: postgresql)")
     with TemporaryDirectory(prefix="vlmops-postgres-") as place:  # pytest's own folder is closed to other users
         yield from _server(found[-1].parent, Path(place))
 
