@@ -27,6 +27,8 @@ LOADS = (0.3, 0.5, 0.7, 0.8, 0.9)
 STEADY_CARDS = (1, 4, 16)
 STEADY_RETRAINS = 4000
 """Of one repetition."""
+RUSH = 3000
+"""Retrains due at once that show what a line does when it is full."""
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -71,7 +73,9 @@ def show_limits(figures: Figures, disks: int) -> None:
         ["cards", "1st", "2nd", "3rd", "4th"],
         rows,
     )
-    print(f"\nFrom {saturating_cards(one, disks)} cards on another one brings nothing.")
+    edge = saturating_cards(one, disks)
+    line = RUSH / night(figures, RUSH, edge, disks, 1).hours
+    print(f"\nFrom {edge} cards on they are not the tightest bound; simulated, so many do {line:.1f} retrains an hour.")
 
 
 def show_nights(figures: Figures, disks: int, price: float, repetitions: int) -> dict[tuple[int, bool], list[float]]:

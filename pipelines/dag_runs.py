@@ -66,14 +66,21 @@ def open_run(
         asked: What started it and why, where anything may: see `why`.
 
     Raises:
-        BadInput: The config lies elsewhere than it may, or is wrong.
+        BadInput: The config lies elsewhere than it may, or is wrong; or the directory is another Dag run's.
     """
     path = allowed_config(params.get("config") or str(settings.config), settings)
     config = load_config(path, tuple(params.get("overrides") or ()))
     run = Run.create(run_root(dag_id, run_id, settings), config)
+    _require_own(run, run_id)
     request = {"dag": dag_id, "dag_run": run_id, "config": str(path), **params, **(asked or {})}
     write_text(run.request, json.dumps(request, indent=2))
     return str(run.root)
+
+
+def _require_own(run: Run, run_id: str) -> None:
+    """Names of Dag runs may differ in characters that no folder's name keeps: `a+b` and `a:b`."""
+    if run.request.is_file() and (other := json.loads(run.request.read_text())["dag_run"]) != run_id:
+        raise BadInput(f"{run.root} is that of Dag run {other}; give this one an id that differs in letters or digits")
 
 
 def allowed_config(text: str, settings: Settings) -> Path:

@@ -20,7 +20,7 @@ from pipelines.launch import command, step_environment
 from pipelines.pod_commands import executor_config
 from pipelines.run import Run
 from pipelines.settings import Settings
-from pipelines.steps import STEPS, Step
+from pipelines.steps import REGISTER, RETRAIN, STEPS, Step
 from pipelines.system import processes
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,13 @@ class StepOperator(BaseOperator):
         self._killed = False  # the exit code does not say so: whoever stops a process also takes its code
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the step; a second attempt runs it again, and it resumes from its own checkpoints."""
+        """Run the step; a second attempt runs it again, and it resumes from its own checkpoints.
+
+        Raises:
+            AirflowFailException: Another try would change nothing, or files of a registered version.
+        """
         run = Run.open(Path(self.run_dir))
+        _require_unregistered(run, self.step)
         self._end_orphan(run)
         code = self._run(run)
         if code == BAD_INPUT or (code == FAILED and _undone(run, self.step)):
@@ -150,6 +155,16 @@ TASK_DEFAULTS: Mapping[str, Any] = {
     "on_failure_callback": [leave_reason],
 }
 """What every task of every Dag has."""
+
+
+def _require_unregistered(run: Run, step: Step[Any]) -> None:
+    """A version is registered by reference: who clears a task of its run would write over what may be serving."""
+    if step in RETRAIN and step is not REGISTER and (run.folder(REGISTER) / "output.json").is_file():
+        version = run.read(REGISTER)
+        raise AirflowFailException(
+            f"{step.name}: {version.name} version {version.version} is made of the files of {run.name}, and running "
+            f"{step.name} again would replace them; trigger a new run of retrain instead"
+        )
 
 
 def _undone(run: Run, step: Step[Any]) -> bool:

@@ -33,8 +33,9 @@ USER = 1000
 REGISTRY_TOKENS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 HUB_TOKENS = (
     "HF_TOKEN", "MODELSCOPE_API_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "HF_ENDPOINT", "MODELSCOPE_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
-"""Keys of the cluster's secret: of every step, and of `download` besides."""
+"""Keys of the cluster's secret: of every step, and of `download` besides; a mirror's address is its business too."""
 
 STOP_SECONDS = 60
 """Between SIGTERM and SIGKILL: a step ends what it has started."""
@@ -200,11 +201,20 @@ def _require_reachable(step: Step[Any], run: Run, settings: Settings, pods: Pods
     if not run.root.resolve().is_relative_to(settings.home):
         raise BadInput(f"{run.root} is not below VLMOPS_HOME {settings.home}, which the pod sees; move it there")
     require_outside(settings)
-    source = run.config.data.source
-    if step is PREPARE and source.startswith("file://"):
-        folder = Path(source.removeprefix("file://"))
-        if pods.data_claim is None or not folder.is_relative_to(DATA):
-            raise BadInput(f"data.source {source} is not seen by a pod; put it on VLMOPS_POD_DATA_CLAIM, below {DATA}")
+    volumes = [settings.home, settings.cache, *([DATA] if pods.data_claim is not None else [])]
+    for field, named in _files_of(step, run.config):
+        if not any(Path(named.removeprefix("file://")).is_relative_to(volume) for volume in volumes):
+            raise BadInput(f"{field} {named} is not seen by a pod; put it on VLMOPS_POD_DATA_CLAIM, below {DATA}")
+
+
+def _files_of(step: Step[Any], config: Config) -> list[tuple[str, str]]:
+    """What a step reads besides results and the cache: the field that names it, and what it names."""
+    named = {
+        DOWNLOAD: [("model.source", config.model.source)],
+        PREPARE: [("data.source", config.data.source)],
+        EVALUATE: [("evaluate.scenarios", pack) for pack in config.evaluate.scenarios],
+    }
+    return [(field, text) for field, text in named.get(step, []) if text.startswith(("file://", "/"))]
 
 
 def require_outside(settings: Settings) -> None:

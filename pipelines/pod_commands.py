@@ -21,9 +21,10 @@ from pipelines.settings import Pods, Settings
 from pipelines.steps import PROMOTE, STEPS, Step
 
 EXAMPLES = """examples:
-  VLMOPS_POD_ML_IMAGE=registry.local/vlmops-ml:1 vlmops pod .vlmops/runs/smoke finetune | kubectl apply -f -
+  VLMOPS_POD_ML_IMAGE=registry.local/vlmops-ml:1 vlmops pod .vlmops/runs/smoke finetune | kubectl create -f -
   vlmops pod .vlmops/runs/smoke evaluate | kubectl create --dry-run=server -f -
 
+A pod that ended stays, with its log, and the step is not started again while it is there: `kubectl delete pod NAME`.
 Images, volumes and nodes: VLMOPS_POD_... (docs/scaling.md).
 """
 

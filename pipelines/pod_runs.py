@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,13 @@ def push(run: Run, where: Bucket) -> int:
     Raises:
         AlreadyRunning: A step of it is running.
         BadInput: A link in it leads elsewhere.
+        RunConflict: Another machine went on with it: the bucket has a result that is not here.
     """
     with ExitStack() as claims:
         for step in (step for step in STEPS.values() if run.folder(step).is_dir()):
             claims.enter_context(run.claim(step))
         files = {str(path.relative_to(run.root)): _fact(path) for path in _files(run.root)}
+        _require_newest(run, files, where)
         sent = [name for name, fact in files.items() if _send(run.root / name, fact, where)]
         listed = json.dumps({"root": str(run.root.resolve()), "files": files}, indent=1)
         where.client.put_object(Bucket=where.name, Key=where.key("runs", run.name, LISTED), Body=listed.encode())
@@ -97,19 +100,25 @@ def pull(root: Path, where: Bucket) -> int:
     """Fetch what is missing of a run; returns the number of files fetched.
 
     Raises:
+        AlreadyRunning: A step of it is running here.
         BadInput: The bucket has no such run, or the run lay elsewhere: its results hold paths.
         RunConflict: A file is there with another content.
         DownloadFailed: What came is not what was sent.
     """
     listed = _list(root.name, where)
+    if not listed:
+        raise BadInput(f"s3://{where.name}/{where.folder} holds no run {root.name}; push it first")
     if listed["root"] != str(root.resolve()):
         raise BadInput(
             f"{root.name} lay in {listed['root']}, and its results hold paths; let VLMOPS_HOME be the one it had"
         )
     files: dict[str, dict[str, Any]] = listed["files"]
-    missing = [name for name in files if not _is_here(root, name, files[name])]
-    for name in sorted(missing, key=lambda name: (Path(name).name == LAST, name)):
-        _fetch(root / name, files[name], where)
+    with ExitStack() as claims:
+        for step in (step for step in STEPS.values() if Run(root).folder(step).is_dir()):
+            claims.enter_context(Run(root).claim(step))
+        missing = [name for name in files if not _is_here(root, name, files[name])]
+        for name in sorted(missing, key=lambda name: (Path(name).name == LAST, name)):
+            _fetch(root / name, files[name], where)
     return len(missing)
 
 
@@ -152,7 +161,18 @@ def _send(path: Path, fact: dict[str, Any], where: Bucket) -> bool:
     return True
 
 
+def _require_newest(run: Run, files: Mapping[str, Any], where: Bucket) -> None:
+    """An older state of a run would take the results of a newer one off the list."""
+    there = _list(run.name, where).get("files", {})
+    if newer := sorted(name for name in there if Path(name).name == LAST and name not in files):
+        raise RunConflict(
+            f"s3://{where.name}/{where.folder} has {newer[0]} of {run.name}, which is not here: another machine went "
+            f"on with it, or it is being redone here; pull it first"
+        )
+
+
 def _list(name: str, where: Bucket) -> dict[str, Any]:
+    """What the bucket holds of a run; empty: it does not."""
     from botocore.exceptions import ClientError
 
     try:
@@ -160,7 +180,7 @@ def _list(name: str, where: Bucket) -> dict[str, Any]:
     except ClientError as error:
         if error.response["Error"]["Code"] != "NoSuchKey":
             raise
-        raise BadInput(f"s3://{where.name}/{where.folder} holds no run {name}; push it first") from None
+        return {}
     listed: dict[str, Any] = json.loads(answer["Body"].read())
     return listed
 
@@ -178,9 +198,15 @@ def _is_here(root: Path, name: str, fact: dict[str, Any]) -> bool:
 
 def _fetch(path: Path, fact: dict[str, Any], where: Bucket) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
-    where.client.download_file(where.name, where.key("objects", fact["sha256"]), str(partial))
+    key, partial = where.key("objects", fact["sha256"]), partial_of(path)
+    with partial.open("wb") as file:  # ours, written over by the next attempt: boto3's own would be left by a kill
+        where.client.download_fileobj(where.name, key, file)
+        file.flush()
+        os.fsync(file.fileno())
     if (seen := sha256_file(partial)) != fact["sha256"]:
         partial.unlink()
-        raise DownloadFailed(f"{path}: SHA-256 {seen[:12]} came where {fact['sha256'][:12]} was sent; push it again")
+        raise DownloadFailed(
+            f"{path}: SHA-256 {seen[:12]} came where {fact['sha256'][:12]} was sent; if that happens again, delete "
+            f"s3://{where.name}/{key} and push the run again"
+        )
     commit(partial, path)

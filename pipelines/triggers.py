@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 import httpx
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+from botocore.exceptions import BotoCoreError
+from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.config_file import load_config
+from pipelines.system.redact import redacted
+
+HANDED_ON_SECONDS = 5.0
+"""Airflow takes events off a watcher once a second. What is remembered before that is lost with a triggerer that ends,
+or with a database that is away just then; told twice is harmless, never told is not."""
+
+NO_VERSION = 0
+"""What is behind an alias that is not there; MLflow counts from 1."""
 
 
-class RegistryAliasTrigger(BaseEventTrigger):
+class _Watcher(BaseEventTrigger):
+    """Says once that what it watches does not answer, and once that it does again."""
+
+    _answers = True
+
+    def _say(self, what: str, *, answers: bool, why: object = None) -> None:
+        if answers != self._answers:
+            state = "answers again" if answers else f"does not answer ({why}); what changes will be seen when it does"
+            self.log.warning("%s %s", redacted(what), redacted(state))
+            self._answers = answers
+
+
+class RegistryAliasTrigger(_Watcher):
     """Fire when an alias points to another version than the one that was last told.
 
-    Level-triggered: what was told last is remembered in Airflow's asset state, so that a restart neither repeats nor
-    loses a move. A registry that does not answer is said once, and asked again.
+    Level-triggered: what was told last is remembered in Airflow's asset state, so that a restart loses no move. An
+    alias that was taken away and put back is told again, also on the same version: a promotion that failed may have
+    taken it away. A registry that does not answer is said once, and asked again.
 
     :param tracking_uri: address of the MLflow server.
     :param config: the config file that names the registered model; read when the watch begins.
@@ -32,7 +57,6 @@ class RegistryAliasTrigger(BaseEventTrigger):
         self.config = config
         self.alias = alias
         self.poll_seconds = poll_seconds
-        self._answers = True
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """What Airflow stores to make this trigger again."""
@@ -49,43 +73,82 @@ class RegistryAliasTrigger(BaseEventTrigger):
         model = (await asyncio.to_thread(load_config, Path(self.config))).registry.model
         key = f"{model}@{self.alias}"
         store = self.asset_state_store
-        told = await store.aget(key) if store is not None else None
+        told = (await store.aget(key) if store is not None else None) or NO_VERSION
         async with httpx.AsyncClient(base_url=self.tracking_uri, timeout=10) as http:
             while True:
                 version = await self._version(http, model)
                 if version is not None and version != told:
-                    facts = {"name": model, "alias": self.alias, "version": version}
-                    yield TriggerEvent(facts)  # type: ignore[no-untyped-call]  # Airflow's
+                    if version != NO_VERSION:
+                        facts = {"name": model, "alias": self.alias, "version": version}
+                        yield TriggerEvent(facts)  # type: ignore[no-untyped-call]  # Airflow's
+                        await asyncio.sleep(HANDED_ON_SECONDS)
                     told = version
                     if store is not None:
-                        await store.aset(key, version)  # after the event: told twice is harmless, never told is not
+                        await store.aset(key, version)
                 await asyncio.sleep(self.poll_seconds)
 
     async def _version(self, http: httpx.AsyncClient, model: str) -> int | None:
-        """The version behind the alias, or None if there is none or the registry does not answer."""
+        """The version behind the alias, NO_VERSION where there is none, None where the registry does not answer."""
         query = {"name": model, "alias": self.alias}
+        registry = f"registry at {self.tracking_uri}"
         try:
             reply = await http.get("/api/2.0/mlflow/registered-models/alias", params=query)
-            if reply.status_code not in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND):  # no such model or alias yet
-                reply.raise_for_status()
-        except httpx.HTTPError as error:
-            self._say(answers=False, why=error)
+            missing = reply.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND)  # no such model or alias
+            version = NO_VERSION if missing else int(reply.raise_for_status().json()["model_version"]["version"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:  # also a page of a proxy's
+            self._say(registry, answers=False, why=error)
             return None
-        self._say(answers=True)
-        return int(reply.json()["model_version"]["version"]) if reply.is_success else None
-
-    def _say(self, *, answers: bool, why: object = None) -> None:
-        if answers != self._answers:
-            state = "answers again" if answers else f"does not answer ({why}); a moved alias will be seen when it does"
-            self.log.warning("registry at %s %s", self.tracking_uri, state)
-            self._answers = answers
+        self._say(registry, answers=True)
+        return version
 
 
-class NewDataTrigger(BaseEventTrigger):
+@dataclass(frozen=True)
+class Contents:
+    """What lies somewhere; the same twice in a row: nothing is on its way."""
+
+    files: int
+    nbytes: int
+    place: tuple[int, ...] = ()
+    """Device and inode of a folder, by which one that was emptied is told from a mount point without its disk."""
+
+
+def contents(address: str) -> Contents:
+    """Count the files of a folder or bucket, with their bytes; names that begin with a dot, and what is below, do not
+    count.
+
+    Raises:
+        OSError, BotoCoreError: Something in it cannot be read, or vanished meanwhile.
+        ImportError, ValueError: Nothing reads such an address.
+    """
+    filesystem, path = fsspec.url_to_fs(address, use_listings_cache=False)
+    if isinstance(filesystem, LocalFileSystem):
+        return _folder(path)
+    found = filesystem.find(path, detail=True)
+    sizes = [fact["size"] or 0 for name, fact in found.items() if "/." not in name[len(path) :]]
+    return Contents(len(sizes), sum(sizes))
+
+
+def _folder(path: str) -> Contents:
+    # Not fsspec's: to it a folder that it may not read is an empty one.
+    at, files, nbytes = Path(path).stat(), 0, 0
+    for folder, folders, names in os.walk(path, onerror=_fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = [name for name in names if not name.startswith(".")]
+        files += len(shown)
+        nbytes += sum(Path(folder, name).lstat().st_size for name in shown)
+    return Contents(files, nbytes, (at.st_dev, at.st_ino))
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
+
+
+class NewDataTrigger(_Watcher):
     """Fire when a folder or bucket holds so many files more than when it was last told.
 
-    What lies there when the watch begins is not new. Files are counted until their number stays the same, so that a
-    copy under way is not taken for whole. Files whose names begin with a dot do not count.
+    What lies there when the watch begins is not new. Files are counted until their number and their bytes stay the
+    same, so that a copy under way is not taken for whole. Every look lists them all: let it be where data arrives, not
+    where all of it is kept.
 
     :param address: a folder, or what fsspec reads: `s3://bucket/folder` wants s3fs beside Airflow.
     :param minimum: how many new files are worth a retrain.
@@ -105,15 +168,21 @@ class NewDataTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Watch for ever."""
-        known, counted = await self._known(), None
+        known, before = await self._known(), None
+        place: tuple[int, ...] = ()
         while True:
-            before, counted = counted, await asyncio.to_thread(self._count)
-            new = 0 if known is None or counted is None else counted - known
-            if counted and counted == before and new >= self.minimum:
-                yield TriggerEvent({"new": new, "address": self.address})
-            if counted and counted == before and (known is None or new < 0 or new >= self.minimum):
-                known = counted
-                await self._remember(known)
+            seen = await self._look()
+            if seen is not None and seen == before and not (known and _is_away(seen, place)):
+                new = 0 if known is None else seen.files - known
+                if new >= self.minimum:
+                    told = {"new": new, "address": redacted(self.address)}
+                    yield TriggerEvent(told)  # type: ignore[no-untyped-call]  # Airflow's
+                    await asyncio.sleep(HANDED_ON_SECONDS)
+                if known is None or new < 0 or new >= self.minimum:
+                    known = seen.files
+                    await self._remember(known)
+                place = seen.place
+            before = seen
             await asyncio.sleep(self.poll_seconds)
 
     async def _known(self) -> int | None:
@@ -129,11 +198,17 @@ class NewDataTrigger(BaseEventTrigger):
     def _key(self) -> str:
         return f"files in {self.address}"
 
-    def _count(self) -> int | None:
-        """Files there, or None if nobody can tell; an empty mount point is no data either."""
+    async def _look(self) -> Contents | None:
+        """What is there, or None if nobody can tell."""
         try:
-            filesystem, path = fsspec.url_to_fs(self.address, use_listings_cache=False)
-            return sum(not Path(name).name.startswith(".") for name in filesystem.find(path))
-        except (OSError, ImportError, ValueError) as error:
-            self.log.warning("cannot count the files in %s: %s", self.address, error)
+            seen = await asyncio.to_thread(contents, self.address)
+        except (OSError, ImportError, ValueError, BotoCoreError) as error:
+            self._say(f"data in {self.address}", answers=False, why=error)
             return None
+        self._say(f"data in {self.address}", answers=True)
+        return seen
+
+
+def _is_away(seen: Contents, place: tuple[int, ...]) -> bool:
+    """Whether nothing is there because it is another folder than the one that had something: its disk is away."""
+    return seen.files == 0 and seen.place != place

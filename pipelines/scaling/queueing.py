@@ -79,6 +79,9 @@ def limits(average: Retrain, cards: int, disks: int) -> list[Limit]:
 
 
 def saturating_cards(average: Retrain, disks: int) -> int:
-    """The number of cards from which on another one brings nothing."""
+    """The number of cards from which on they are not the tightest bound.
+
+    Near it a line does less than either bound, since cards wait for the disk: how much less is for the simulation.
+    """
     others = min(limit.per_hour for limit in limits(average, 1, disks) if limit.part != "cards")
     return math.ceil(others * average.card_s / 3600)

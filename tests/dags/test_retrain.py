@@ -11,7 +11,8 @@ from airflow.sdk import AssetOrTimeSchedule
 from airflow.sdk.exceptions import ParamValidationError
 
 from pipelines.assets import new_data, retrain_schedule
-from pipelines.dag_runs import why
+from pipelines.dag_runs import open_run, why
+from pipelines.errors import BadInput
 from pipelines.run import Run, runs_below
 from pipelines.settings import Settings
 from pipelines.steps import GATE, REGISTER, RETRAIN
@@ -97,6 +98,13 @@ def test_a_config_that_may_not_be_used_or_is_wrong_opens_no_run(
     assert run.state == "failed"
     assert states(run)["open_run"] == "failed"
     assert not machine.runs.exists() or runs_below(machine.runs) == []
+
+
+def test_two_dag_runs_never_share_a_directory(settings: Settings) -> None:
+    first = open_run("retrain", "new+shelves", {}, settings)
+    assert open_run("retrain", "new+shelves", {}, settings) == first  # the same task, once more
+    with pytest.raises(BadInput, match=r"retrain-new-shelves is that of Dag run new\+shelves; give"):
+        open_run("retrain", "new:shelves", {}, settings)
 
 
 FROM_WATCHER = {"from_trigger": True, "payload": {"new": 120, "address": "/data/shop"}}

@@ -26,7 +26,7 @@ from pipelines.launch import command
 from pipelines.operators import BY_AIRFLOW, StepOperator, bad_input_is_final, leave_reason
 from pipelines.run import Run
 from pipelines.settings import Settings
-from pipelines.steps import DOWNLOAD, FINETUNE, GATE, PROMOTE, TARGET
+from pipelines.steps import DOWNLOAD, EVALUATE, EXPORT, FINETUNE, GATE, PROMOTE, REGISTER, RETRAIN, TARGET
 from tests import fake_python
 
 
@@ -59,6 +59,18 @@ def test_airflow_runs_a_finished_step_again(run: Run) -> None:
     for _ in range(2):
         StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})
     assert len(list(run.root.glob("download.attempt*"))) == 2
+
+
+def test_a_task_that_is_cleared_does_not_write_over_a_registered_version(run: Run) -> None:
+    for step in RETRAIN:
+        StepOperator(step=step, run_dir=str(run.root)).execute({})
+    before = run.record(EXPORT)
+    for step in (FINETUNE, EXPORT, EVALUATE):
+        with pytest.raises(AirflowFailException, match=r"digits version 1 is made of the files of one.*a new run"):
+            StepOperator(step=step, run_dir=str(run.root)).execute({})
+        assert len(list(run.root.glob(f"{step.name}.attempt*"))) == 1
+    assert run.record(EXPORT) == before
+    assert StepOperator(step=REGISTER, run_dir=str(run.root)).execute({})["version"] == 1  # finds what it made
 
 
 def test_a_gate_that_refuses_skips_the_rest_and_hands_on_its_reasons(machine: Settings, run: Run) -> None:

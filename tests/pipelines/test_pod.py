@@ -193,6 +193,42 @@ def test_what_cannot_work_is_refused(settings: Settings, tmp_path: Path) -> None
         _pod(GATE, Run.create(tmp_path / "elsewhere", run.config), settings)
 
 
+@pytest.mark.parametrize(
+    ("step", "field", "named"),
+    [
+        (DOWNLOAD, "model.source", "file://{}/base"),
+        (PREPARE, "data.source", "file://{}/products"),
+        (EVALUATE, "evaluate.scenarios", "{}/pack"),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)
+def test_files_that_a_step_reads_are_seen_by_its_pod(
+    step: Step[Any], field: str, named: str, settings: Settings
+) -> None:
+    config = load_config(ROOT / "configs" / "qwen3_vl_30b.yaml")
+    section, _, name = field.partition(".")
+
+    def run(folder: str) -> Run:
+        value = named.format(folder)
+        changed = getattr(config, section).model_copy(update={name: (value,) if name == "scenarios" else value})
+        return Run.create(settings.runs / folder.replace("/", "-"), config.model_copy(update={section: changed}))
+
+    with pytest.raises(BadInput, match=f"{field} .*/elsewhere/.* is not seen by a pod"):
+        pod(step, run("/elsewhere"), settings, PODS, make_plan(config, find_base(config.model.source, settings)))
+    for seen in ("/data", str(settings.home / "ours")):
+        assert pod(step, run(seen), settings, PODS, make_plan(config, find_base(config.model.source, settings)))
+
+
+def test_a_mirror_is_told_to_who_downloads(settings: Settings) -> None:
+    names = {
+        step: {one["name"] for one in _container(_pod(step, _run(settings), settings))["env"]}
+        for step in (DOWNLOAD, FINETUNE)
+    }
+    mirrors = {"HF_ENDPOINT", "MODELSCOPE_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_REGION"}
+    assert mirrors <= names[DOWNLOAD]
+    assert not mirrors & names[FINETUNE]
+
+
 def test_a_card_that_is_too_small_is_said_before_it_is_asked_for(settings: Settings) -> None:
     small = _with(settings, memory_gib=12.0)
     for step in (FINETUNE, EVALUATE):

@@ -97,6 +97,20 @@ def test_what_is_there_is_not_sent_or_fetched_again(run: Run, where: Bucket) -> 
     assert pull(run.root, where) == 1
 
 
+def test_an_older_state_does_not_take_the_place_of_a_newer_one(run: Run, where: Bucket) -> None:
+    push(run, where)
+    decide(run, "pass")
+    push(run, where)
+    result = run.folder(GATE) / "output.json"
+    decided = result.read_bytes()
+    result.unlink()  # as on the machine that pushed before the other one decided
+    with pytest.raises(RunConflict, match=r"has gate/output\.json of one, which is not here.*pull it first"):
+        push(run, where)
+    assert pull(run.root, where) == 1
+    assert result.read_bytes() == decided
+    assert push(run, where) == 0
+
+
 def test_a_push_that_was_cut_is_no_run_and_goes_on(
     run: Run, where: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -117,7 +131,7 @@ def test_a_pull_that_was_cut_has_no_result_and_goes_on(
     results = sum(name.endswith("output.json") for name in before)
     shutil.rmtree(run.root)
     with monkeypatch.context() as patch:
-        cut_after(where, len(before) - results, "download_file", patch)  # all but results
+        cut_after(where, len(before) - results, "download_fileobj", patch)  # all but results
         with pytest.raises(Cut):
             pull(run.root, where)
     assert {name for name in before if name.endswith("output.json")} & set(tree(run)) == set()
@@ -128,11 +142,48 @@ def test_a_pull_that_was_cut_has_no_result_and_goes_on(
 def test_an_object_that_changed_is_not_taken(run: Run, where: Bucket) -> None:
     push(run, where)
     digest = sha256_file(run.root / "config.json")
-    where.client.put_object(Bucket=where.name, Key=where.key("objects", digest), Body=b"{}")
-    (run.root / "config.json").unlink()
-    with pytest.raises(DownloadFailed, match=digest[:12]):
+    key, size = where.key("objects", digest), (run.root / "config.json").stat().st_size
+    where.client.put_object(Bucket=where.name, Key=key, Body=b" " * size)  # no push finds out by its size
+    config = (run.root / "config.json").rename(run.root / ".config")
+    with pytest.raises(DownloadFailed, match=f"delete s3://{where.name}/{key} and push"):
         pull(run.root, where)
     assert not (run.root / "config.json").exists()
+    where.client.delete_object(Bucket=where.name, Key=key)  # as it said
+    config.rename(run.root / "config.json")
+    assert push(run, where) == 1
+
+
+def test_a_pull_that_is_cut_within_a_file_leaves_no_more_each_time(
+    run: Run, where: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, where)
+    before = tree(run)
+    shutil.rmtree(run.root)
+    real = where.client.download_fileobj
+
+    def killed(bucket: str, key: str, file: Any) -> None:
+        real(bucket, key, file)
+        file.truncate(1)
+        raise Cut  # and nobody tidies up
+
+    left = []
+    with monkeypatch.context() as patch:
+        patch.setattr(where.client, "download_fileobj", killed)
+        for _ in range(2):
+            with pytest.raises(Cut):
+                pull(run.root, where)
+            left.append(sorted(path.name for path in run.root.rglob("*") if path.is_file()))
+    assert left[0] == left[1]
+    assert len(left[0]) == 1
+    assert pull(run.root, where) == len(before)
+    assert tree(run) == before
+    assert not list(run.root.rglob("*.partial*"))
+
+
+def test_a_pull_waits_for_a_step_that_runs_here(run: Run, where: Bucket) -> None:
+    push(run, where)
+    with run.claim(EVALUATE), pytest.raises(AlreadyRunning):
+        pull(run.root, where)
 
 
 def test_what_is_here_is_never_overwritten(run: Run, where: Bucket) -> None:

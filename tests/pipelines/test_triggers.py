@@ -13,11 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
+import fsspec
 import pytest
+from botocore.exceptions import NoCredentialsError
 
+from pipelines import triggers
 from pipelines.settings import ROOT
 from pipelines.system.processes import free_port
-from pipelines.triggers import NewDataTrigger, RegistryAliasTrigger
+from pipelines.triggers import NO_VERSION, Contents, NewDataTrigger, RegistryAliasTrigger, contents
 
 
 class Registry:
@@ -25,6 +28,7 @@ class Registry:
 
     def __init__(self, port: int = 0) -> None:
         self.version: int | None = None
+        self.page: bytes | None = None  # of a proxy before it
         self.asked: list[str] = []
         outer = self
 
@@ -33,9 +37,9 @@ class Registry:
                 outer.asked.append(self.path)
                 found = outer.version is not None
                 body = {"model_version": {"version": str(outer.version)}} if found else {"error_code": "INVALID"}
-                self.send_response(200 if found else 400)
+                self.send_response(200 if found or outer.page else 400)
                 self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
+                self.wfile.write(outer.page or json.dumps(body).encode())
 
             def log_message(self, *_: object) -> None: ...
 
@@ -59,6 +63,12 @@ class Store(dict[str, Any]):
 
     async def aset(self, key: str, value: Any) -> None:
         self[key] = value
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes an event off has it at once."""
+    monkeypatch.setattr(triggers, "HANDED_ON_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -127,6 +137,73 @@ def test_a_restart_tells_nothing_twice_and_loses_no_move(registry: Registry) -> 
             assert (await the_next(told))["version"] == 2
 
     asyncio.run(story())
+
+
+def test_an_alias_that_was_taken_away_and_put_back_is_told_again(registry: Registry) -> None:
+    async def story() -> None:
+        store = Store()
+        registry.version = 3
+        async with events(watcher(registry.url, store)) as told:
+            assert (await the_next(told))["version"] == 3
+            registry.version = None  # the promotion failed, and there was no champion to name instead
+            assert await nothing_comes(told)
+        assert store["digits@approved"] == NO_VERSION
+        registry.version = 3  # the machine was mended, while nobody watched
+        async with events(watcher(registry.url, store)) as told:
+            assert (await the_next(told))["version"] == 3
+            assert await nothing_comes(told)
+
+    asyncio.run(story())
+
+
+def test_a_triggerer_that_ends_before_its_event_was_taken_tells_it_again(
+    registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        store = Store()
+        registry.version = 1
+        store[f"files in {folder}"] = 10
+        for watching in (watcher(registry.url, store), data_watcher(folder, store)):
+            with monkeypatch.context() as patch:
+                patch.setattr(triggers, "HANDED_ON_SECONDS", 60.0)
+                before = dict(store)
+                async with events(watching) as told:
+                    await the_next(told)
+                assert store == before
+        async with events(watcher(registry.url, store)) as told:
+            assert (await the_next(told))["version"] == 1
+        async with events(data_watcher(folder, store)) as told:
+            assert (await the_next(told))["new"] == 10
+
+    asyncio.run(story())
+
+
+def test_a_proxys_page_is_no_answer_and_ends_no_watch(registry: Registry) -> None:
+    async def story() -> None:
+        registry.page = b"<html>Sign in</html>"
+        async with events(watcher(registry.url, Store())) as told:
+            assert await nothing_comes(told)
+            registry.page, registry.version = None, 2
+            assert (await the_next(told))["version"] == 2
+
+    asyncio.run(story())
+
+
+def test_an_address_is_said_without_its_password(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        for watching in (
+            watcher(f"http://me:hunter2@127.0.0.1:{free_port()}", Store()),
+            NewDataTrigger("nosuch://me:hunter2@bucket/folder", minimum=1, poll_seconds=0.02),
+        ):
+            async with events(watching) as told:
+                assert await nothing_comes(told)
+
+    asyncio.run(story())
+    said = caplog.text + capsys.readouterr().out
+    assert said.count("does not answer") == 2
+    assert "hunter2" not in said
 
 
 def test_a_registry_that_is_away_is_said_once_and_asked_again(
@@ -215,6 +292,102 @@ def test_a_folder_that_is_gone_for_a_while_brings_no_new_data_when_it_is_back(fo
             assert await nothing_comes(told)
 
     asyncio.run(story())
+
+
+def test_a_file_that_still_grows_is_waited_for(folder: Path) -> None:
+    async def story() -> None:
+        async with events(data_watcher(folder, Store())) as told:
+            assert await nothing_comes(told)
+            add(folder, "a", "b")
+            with (folder / "c").open("ab", buffering=0) as copy:
+                for _ in range(100):  # faster than it is looked at
+                    copy.write(b"x")
+                    await asyncio.sleep(0.005)
+                assert told.empty()
+            assert (await the_next(told))["new"] == 3
+
+    asyncio.run(story())
+
+
+def test_a_folder_that_begins_empty_or_is_emptied_goes_on_being_watched(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with events(data_watcher(tmp_path, Store())) as told:
+            for _ in range(2):
+                assert await nothing_comes(told)
+                add(tmp_path, "a", "b", "c")
+                assert (await the_next(told))["new"] == 3
+                assert await nothing_comes(told)
+                for path in tmp_path.iterdir():  # moved to where it is trained on
+                    path.unlink()
+
+    asyncio.run(story())
+
+
+def test_a_part_that_cannot_be_read_is_not_taken_for_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("images"):
+            raise PermissionError(13, "refused", path)
+        return scan(path)
+
+    scan = triggers.os.scandir
+
+    async def story() -> None:
+        async with events(data_watcher(folder, Store())) as told:
+            assert await nothing_comes(told)
+            with monkeypatch.context() as patch:
+                patch.setattr(triggers.os, "scandir", refuse)
+                assert await nothing_comes(told)
+            assert await nothing_comes(told)
+
+    asyncio.run(story())
+
+
+def test_what_is_hidden_does_not_count_wherever_it_lies(folder: Path) -> None:
+    (folder / ".rsync-partial").mkdir()
+    (folder / ".rsync-partial" / "half").write_text("x")
+    (folder / "images" / "0.png").write_text("12345")
+    seen = contents(str(folder))
+    assert (seen.files, seen.nbytes) == (20, 5)
+
+
+def test_a_bucket_is_counted_and_may_be_emptied() -> None:
+    bucket = fsspec.filesystem("memory")
+    bucket.pipe({"/bucket/in/a": b"12", "/bucket/in/sub/b": b"3", "/bucket/in/.part/c": b"4", "/bucket/out/d": b"5"})
+    assert contents("memory://bucket/in") == Contents(2, 3)
+    assert contents("memory://bucket/none") == Contents(0, 0)
+
+    async def story() -> None:
+        trigger = NewDataTrigger("memory://bucket/in", minimum=3, poll_seconds=0.02)
+        trigger.asset_state_store = Store({"files in memory://bucket/in": 5})
+        async with events(trigger) as told:
+            assert await nothing_comes(told)
+            bucket.rm("/bucket/in", recursive=True)
+            assert await nothing_comes(told)
+            bucket.pipe({f"/bucket/in/{number}": b"" for number in range(4)})
+            assert (await the_next(told))["new"] == 4
+
+    asyncio.run(story())
+
+
+def test_a_bucket_that_fails_is_said_once_and_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: str) -> Contents:
+        raise NoCredentialsError  # no OSError, as most of what boto raises
+
+    async def story() -> None:
+        trigger = NewDataTrigger("memory://b", minimum=1, poll_seconds=0.02)
+        trigger.asset_state_store = Store({"files in memory://b": 1})
+        async with events(trigger) as told:
+            with monkeypatch.context() as patch:
+                patch.setattr(triggers, "contents", fail)
+                assert await nothing_comes(told)
+            monkeypatch.setattr(triggers, "contents", lambda _: Contents(3, 3))
+            assert (await the_next(told))["new"] == 2
+
+    asyncio.run(story())
+    said = caplog.text + capsys.readouterr().out
+    assert said.count("does not answer") == said.count("answers again") == 1
 
 
 def test_files_that_went_are_not_made_up_for_by_as_many_that_come(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,7 @@ from pipelines.scaling.queueing import erlang_c, limits, mean_wait, saturating_c
 from pipelines.scaling.retrain import Retrain, Use, retrain, retrains, variation
 from pipelines.scaling.simulation import Arrival
 from pipelines.scaling.study import arrivals, expected_wait, night, waits
+from pipelines.settings import ROOT
 
 RETRAINS, REPETITIONS = 1500, 16
 
@@ -102,6 +104,20 @@ def test_past_the_edge_the_simulation_gains_nothing_from_more_cards() -> None:
     late = night(figures, 200, 3 * edge, 1, 1).hours
     assert best < late < 1.15 * best
     assert night(figures, 200, edge // 2, 1, 1).hours > 1.5 * late
+
+
+def test_the_page_says_what_the_figures_give() -> None:
+    page, one = (ROOT / "docs" / "scaling.md").read_text(), retrain(Figures())
+    load, export, served = Figures().disk_s
+    assert f"| a card, together | {one.card_s:,.0f} |" in page
+    assert f"| {load:.0f}, {export:.0f}, {served:.0f} | disk, while the card waits |" in page
+    edge = saturating_cards(one, 1)
+    assert f"from {edge} on the shared disk is" in page
+    for cards in (16, edge, 24):  # between the bounds, and so for the simulation
+        done = 1500 / night(Figures(), 1500, cards, 1, 1).hours
+        (said,) = re.findall(rf"\b{cards} (?:cards with one disk )?do (\d+\.\d)", page)
+        assert done == pytest.approx(float(said), rel=0.01)
+        assert done < limits(one, cards, 1)[0].per_hour
 
 
 def test_a_slower_card_moves_the_edge_and_leaves_the_disk_alone() -> None:
