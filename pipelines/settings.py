@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 from pathlib import Path
@@ -133,6 +134,24 @@ class Settings(BaseSettings):
     def engine_url(self) -> str:
         """Where vLLM itself listens."""
         return f"http://127.0.0.1:{self.engine_port}"
+
+
+class RegistryLogin(BaseSettings):
+    """Who we are to an MLflow that asks; MLflow's own variables, for what asks it without MLflow's client."""
+
+    model_config = SettingsConfigDict(env_prefix="MLFLOW_TRACKING_", env_ignore_empty=True, frozen=True)
+
+    username: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of each request: a name with its password goes before a token, as in MLflow."""
+        if self.username and self.password:
+            pair = f"{self.username}:{self.password.get_secret_value()}"
+            return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        return {"Authorization": f"Bearer {self.token.get_secret_value()}"} if self.token else {}
 
 
 class Pods(BaseSettings):

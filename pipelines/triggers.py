@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.config_file import load_config
+from pipelines.settings import RegistryLogin
 from pipelines.system.redact import redacted
 
 HANDED_ON_SECONDS = 5.0
@@ -74,7 +75,7 @@ class RegistryAliasTrigger(_Watcher):
         key = f"{model}@{self.alias}"
         store = self.asset_state_store
         told = (await store.aget(key) if store is not None else None) or NO_VERSION
-        async with httpx.AsyncClient(base_url=self.tracking_uri, timeout=10) as http:
+        async with httpx.AsyncClient(base_url=self.tracking_uri, headers=RegistryLogin().headers, timeout=10) as http:
             while True:
                 version = await self._version(http, model)
                 if version is not None and version != told:

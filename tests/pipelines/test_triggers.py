@@ -30,11 +30,15 @@ class Registry:
         self.version: int | None = None
         self.page: bytes | None = None  # of a proxy before it
         self.asked: list[str] = []
+        self.wants: str | None = None  # as whom one must ask
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.asked.append(self.path)
+                if outer.wants not in (None, self.headers["Authorization"]):
+                    self.send_error(401)
+                    return
                 found = outer.version is not None
                 body = {"model_version": {"version": str(outer.version)}} if found else {"error_code": "INVALID"}
                 self.send_response(200 if found or outer.page else 400)
@@ -174,6 +178,28 @@ def test_a_triggerer_that_ends_before_its_event_was_taken_tells_it_again(
             assert (await the_next(told))["version"] == 1
         async with events(data_watcher(folder, store)) as told:
             assert (await the_next(told))["new"] == 10
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("login", "wanted"),
+    [
+        ({"USERNAME": "line", "PASSWORD": "hunter2"}, "Basic bGluZTpodW50ZXIy"),
+        ({"TOKEN": "t0ken"}, "Bearer t0ken"),
+        ({"USERNAME": "line", "PASSWORD": "hunter2", "TOKEN": "t0ken"}, "Basic bGluZTpodW50ZXIy"),
+    ],
+)
+def test_a_registry_with_a_login_is_asked_as_mlflow_would(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, login: dict[str, str], wanted: str
+) -> None:
+    for name, value in login.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+
+    async def story() -> None:
+        registry.version, registry.wants = 3, wanted
+        async with events(watcher(registry.url, Store())) as told:
+            assert (await the_next(told))["version"] == 3
 
     asyncio.run(story())
 
