@@ -90,10 +90,11 @@ class StepOperator(BaseOperator):
     def _end_orphan(self, run: Run) -> None:
         """End the step of an earlier attempt that lives on: its worker was killed, and nobody would take its result.
 
-        A step that a person runs from the command line is left alone; ours then fails and is tried again.
+        A step that a person runs from the command line is left alone, and so is what has that number here while the
+        step runs on another machine; ours then fails and is tried again.
         """
         orphan = run.claimant(self.step)
-        if orphan is not None and processes.carries(orphan, BY_AIRFLOW):
+        if orphan is not None and processes.carries(orphan, BY_AIRFLOW, run.name):
             self.log.warning("ending process %d: an attempt whose worker died left it behind", orphan)
             processes.end_group(orphan, ORPHAN_GRACE_SECONDS)
 

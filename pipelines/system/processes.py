@@ -190,10 +190,10 @@ def wait_until(
     return time.monotonic() - began
 
 
-def carries(pid: int, variable: str) -> bool:
-    """Whether a process was started with a variable in its environment; False if it is gone or not ours to see."""
+def carries(pid: int, variable: str, value: str) -> bool:
+    """Whether a process was started with a variable of this value; False if it is gone or not ours to see."""
     try:
-        return variable in psutil.Process(pid).environ()
+        return psutil.Process(pid).environ().get(variable) == value
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
 

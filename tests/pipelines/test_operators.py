@@ -148,8 +148,10 @@ def test_a_retry_ends_what_a_killed_attempt_left_behind(machine: Settings, run: 
     assert run.claimant(DOWNLOAD) is None
 
 
-def test_a_step_that_a_person_started_is_left_alone(machine: Settings, run: Run) -> None:
-    theirs = left_behind(machine, run, {})
+@pytest.mark.parametrize("environment", [{}, {BY_AIRFLOW: "another-run"}], ids=["a person", "another run"])
+def test_a_step_of_somebody_else_is_left_alone(machine: Settings, run: Run, environment: dict[str, str]) -> None:
+    """Also what only has the number of a process that runs on another machine."""
+    theirs = left_behind(machine, run, environment)
     try:
         StepOperator(step=DOWNLOAD, run_dir=str(run.root)).execute({})
         assert theirs.poll() is None
