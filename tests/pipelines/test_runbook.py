@@ -81,4 +81,13 @@ def test_fields_of_the_config_in_it_exist(field: str) -> None:
 def test_the_sinks_in_it_are_a_config() -> None:
     [example] = re.findall(r"```yaml\n(alerts:.*?)```", TEXT, re.DOTALL)
     sinks = Alerts.model_validate(yaml.safe_load(example)["alerts"]).sinks
-    assert {sink.kind for sink in sinks} == {"log", "smtp", "slack", "dingtalk", "feishu", "wecom", "webhook"}
+    assert {sink.kind for sink in sinks} == {
+        "log",
+        "smtp",
+        "slack",
+        "dingtalk",
+        "feishu",
+        "wecom",
+        "webhook",
+        "heartbeat",
+    }
