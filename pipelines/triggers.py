@@ -94,13 +94,19 @@ class RegistryAliasTrigger(_Watcher):
         registry = f"registry at {self.tracking_uri}"
         try:
             reply = await http.get("/api/2.0/mlflow/registered-models/alias", params=query)
-            missing = reply.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND)  # no such model or alias
+            missing = _is_missing(reply)
             version = NO_VERSION if missing else int(reply.raise_for_status().json()["model_version"]["version"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:  # also a page of a proxy's
             self._say(registry, answers=False, why=error)
             return None
         self._say(registry, answers=True)
         return version
+
+
+def _is_missing(reply: httpx.Response) -> bool:
+    """Whether MLflow itself says that there is no such model or alias; a proxy before it may say 404 too."""
+    refused = reply.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND)
+    return refused and reply.json()["error_code"] in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
 @dataclass(frozen=True)

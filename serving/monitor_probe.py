@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime, timedelta
 
-from pipelines.errors import EngineFailed, Unreachable
+from pipelines.errors import EngineBusy, EngineFailed, Unreachable
 from pipelines.monitoring.snapshot import ProbeFacts
 from pipelines.settings import Settings
 from serving import service
@@ -26,7 +26,10 @@ def probed(settings: Settings, last: ProbeFacts | None, now: datetime, every: ti
         return last
     if last is not None and last.passed and last.version == served.version and timedelta(0) <= now - last.time < every:
         return last  # one to come is of a clock that was put back
-    facts = _ask(settings, served, last, now)
+    try:
+        facts = _ask(settings, served, last, now)
+    except EngineBusy:
+        return last  # `GoldenProbeStale` tells if that goes on
     meanwhile = read_served(settings) != served or service.status(settings)["holding"]
     return last if meanwhile else facts  # a promotion came in between: what was asked is not what serves
 
@@ -37,6 +40,8 @@ def _ask(settings: Settings, served: Served, last: ProbeFacts | None, now: datet
     try:
         result = probe(settings.engine_url, served.name, served.golden)
         result.require(served.serving.watch_match)
+    except EngineBusy:
+        raise
     except (EngineFailed, Unreachable) as error:
         why = str(error)
     return ProbeFacts(

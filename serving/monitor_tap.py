@@ -35,6 +35,11 @@ SPACING_SECONDS = 1.0
 ANSWER_BYTES = 1_000_000
 """A longer answer is let go of."""
 
+SAMPLING_FAULTS = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+)  # fmt: skip
+"""What a body that we do not know may cause, or a disk."""
+
 UNDER_WAY = 8
 """Picked requests at a time: each keeps a body, of which the front lets pass dozens of megabytes."""
 
@@ -137,7 +142,7 @@ class Tap:
             try:
                 sample = sample_of(b"".join(taken.request), b"".join(taken.answer), self._inputs)
                 self._place.inputs.append(sample.model_dump())
-            except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
+            except SAMPLING_FAULTS as error:
                 # The engine answered it, in a form that we do not know; of what, no log may say.
                 log.warning("a request could not be sampled: %s", type(error).__name__)
 

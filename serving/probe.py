@@ -77,6 +77,7 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
 
     Raises:
         BadInput: The golden file is not whole.
+        EngineBusy: Clients kept its queue full for all that time, so that nothing can be said.
         EngineFailed: The engine serves another version.
         Unreachable: It does not say what it serves.
     """
@@ -85,6 +86,8 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
         raise EngineFailed(f"{url} serves {', '.join(names)} and not {name}")
     items = read_golden(golden)
     replies = asyncio.run(_replies(url, name, items, golden.parent, timeout_seconds))
+    if busy := next((reply for reply in replies if isinstance(reply, EngineBusy)), None):
+        raise busy
     answered = list(zip(items, replies, strict=True))
     return ProbeResult(
         items=tuple(item.item for item in items),

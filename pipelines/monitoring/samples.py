@@ -120,7 +120,7 @@ def schema_valid(text: str, schema: bool | Mapping[str, Any]) -> bool | None:
         if not EXPRESSIONS.isdisjoint(_names(schema)):
             return None
         jsonschema.validate(answer, schema, _bounded(), registry=Registry())
-    except (Unresolvable, RecursionError):
+    except (Unresolvable, RecursionError, ArithmeticError):  # the last: a number too large to be divided
         return None
     except (jsonschema.ValidationError, jsonschema.SchemaError):
         return False

@@ -71,24 +71,33 @@ class Timer:
             return None
         self._remove_remains(now)
         made = self.make(self.folder / now.strftime(STAMP))
-        for old in self._whole()[: -self.keep]:
+        for old in [path for path in self._whole() if _time(path) <= now][: -self.keep]:
             _remove(old)
         return made
 
     def _whole(self) -> list[Path]:
         """Of this home, oldest first."""
-        whole = (path for path in self._named() if not _unfinished(path) and (path / MANIFEST).is_file())
-        return sorted((path for path in whole if read_manifest(path).get("home") == str(self.home)), key=_time)
+        whole = (path for path in self._named() if not _unfinished(path) and _home_of(path) == str(self.home))
+        return sorted(whole, key=_time)
 
     def _named(self) -> list[Path]:
         """Everything that has a name of ours, unfinished ones too."""
-        return [path for path in self.folder.iterdir() if path.is_dir() and _time(path) != NEVER]
+        return [path for path in self.folder.iterdir() if _time(path) != NEVER]
 
     def _remove_remains(self, now: datetime) -> None:
-        """What a kill left: without a manifest it is no backup, and counts as none."""
+        """What a kill left, of a backup that was made or removed. What has a whole name may be on its way here."""
         for path in self._named():
-            if now - _time(path) > ABANDONED if _unfinished(path) else not (path / MANIFEST).exists():
+            if _unfinished(path) and now - _time(path) > ABANDONED:
                 _remove(path)
+
+
+def _home_of(backup: Path) -> str | None:
+    """Whose it is; None where nobody can tell: it is another user's, damaged, or not there yet."""
+    try:
+        return str(read_manifest(backup)["home"]) if (backup / MANIFEST).is_file() else None
+    except (VlmopsError, OSError, ValueError, LookupError, TypeError) as error:
+        log.warning("%s counts as nobody's backup: %s", backup, error)
+        return None
 
 
 def _unfinished(path: Path) -> bool:
@@ -104,9 +113,9 @@ def _time(path: Path) -> datetime:
 
 
 def _remove(backup: Path) -> None:
-    """The manifest first: what a kill leaves then passes for no backup."""
+    """Out of sight first: what a kill leaves then passes for no backup."""
     try:
-        (backup / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(backup)
+        hidden = backup if _unfinished(backup) else backup.rename(backup.with_name(f".{backup.name}.partial"))
+        shutil.rmtree(hidden)
     except OSError as error:
         raise BackupFailed(f"{backup} is no longer needed and cannot be removed: {error}; do so by hand") from error

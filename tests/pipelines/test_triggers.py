@@ -28,7 +28,7 @@ class Registry:
 
     def __init__(self, port: int = 0) -> None:
         self.version: int | None = None
-        self.page: bytes | None = None  # of a proxy before it
+        self.page: tuple[int, bytes] | None = None  # of a proxy before it
         self.asked: list[str] = []
         self.wants: str | None = None  # as whom one must ask
         outer = self
@@ -40,10 +40,15 @@ class Registry:
                     self.send_error(401)
                     return
                 found = outer.version is not None
-                body = {"model_version": {"version": str(outer.version)}} if found else {"error_code": "INVALID"}
-                self.send_response(200 if found or outer.page else 400)
+                body = (
+                    {"model_version": {"version": str(outer.version)}}
+                    if found
+                    else {"error_code": "INVALID_PARAMETER_VALUE"}
+                )
+                status, said = outer.page or (200 if found else 400, json.dumps(body).encode())
+                self.send_response(status)
                 self.end_headers()
-                self.wfile.write(outer.page or json.dumps(body).encode())
+                self.wfile.write(said)
 
             def log_message(self, *_: object) -> None: ...
 
@@ -87,14 +92,28 @@ def watcher(url: str, store: Store) -> RegistryAliasTrigger:
     return trigger
 
 
+class Told(asyncio.Queue[dict[str, Any]]):
+    """What was told, and how often the watcher has looked."""
+
+    looks = 0
+
+
 @asynccontextmanager
-async def events(trigger: RegistryAliasTrigger | NewDataTrigger) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
-    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+async def events(trigger: RegistryAliasTrigger | NewDataTrigger) -> AsyncIterator[Told]:
+    told = Told()
+    name = "_version" if isinstance(trigger, RegistryAliasTrigger) else "_look"
+    look = getattr(trigger, name)
+
+    async def counted(*arguments: Any) -> Any:
+        seen = await look(*arguments)
+        told.looks += 1
+        return seen
 
     async def listen() -> None:
         async for event in trigger.run():
             await told.put(event.payload)
 
+    setattr(trigger, name, counted)
     task = asyncio.create_task(listen())
     try:
         yield told
@@ -102,13 +121,16 @@ async def events(trigger: RegistryAliasTrigger | NewDataTrigger) -> AsyncIterato
         task.cancel()
 
 
-async def nothing_comes(told: asyncio.Queue[dict[str, Any]]) -> bool:
-    await asyncio.sleep(0.3)
+async def nothing_comes(told: Told) -> bool:
+    """Whether nothing was told of what three more looks saw; the third has been thought over when a fourth is made."""
+    end = told.looks + 4
+    while told.looks < end:
+        await asyncio.sleep(0.01)
     return told.empty()
 
 
-async def the_next(told: asyncio.Queue[dict[str, Any]]) -> dict[str, Any]:
-    return await asyncio.wait_for(told.get(), 10)
+async def the_next(told: Told) -> dict[str, Any]:
+    return await asyncio.wait_for(told.get(), 60)
 
 
 def test_each_move_is_told_once(registry: Registry) -> None:
@@ -204,13 +226,20 @@ def test_a_registry_with_a_login_is_asked_as_mlflow_would(
     asyncio.run(story())
 
 
-def test_a_proxys_page_is_no_answer_and_ends_no_watch(registry: Registry) -> None:
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_proxys_page_is_no_answer_and_ends_no_watch(registry: Registry, status: int) -> None:
+    """Nor does it take the alias away: what was told is not told again when MLflow is back."""
+
     async def story() -> None:
-        registry.page = b"<html>Sign in</html>"
+        registry.version = 2
         async with events(watcher(registry.url, Store())) as told:
-            assert await nothing_comes(told)
-            registry.page, registry.version = None, 2
             assert (await the_next(told))["version"] == 2
+            registry.page = (status, b"<html>Sign in</html>")
+            assert await nothing_comes(told)
+            registry.page = None
+            assert await nothing_comes(told)
+            registry.version = 3
+            assert (await the_next(told))["version"] == 3
 
     asyncio.run(story())
 

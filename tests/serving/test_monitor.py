@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import psutil
@@ -23,7 +23,7 @@ from pipelines.answers import write_answers
 from pipelines.artifacts import BaseSnapshot, Dataset
 from pipelines.config import Config
 from pipelines.config_monitoring import Inputs, RetrainPolicy
-from pipelines.errors import BAD_INPUT, DONE, FAILED
+from pipelines.errors import BAD_INPUT, DONE, FAILED, EngineBusy
 from pipelines.evaluation import Answer, EvalReport, Evaluation
 from pipelines.keys.store import add_key
 from pipelines.monitoring.days import Days
@@ -170,6 +170,24 @@ def test_no_probe_pushes_in_where_requests_wait(
         queue = quiet.engine
         write_served(machine, make(2))  # released, and not yet through its watch
         assert look.snapshot(None).probe is None
+
+
+def test_a_probe_that_finds_no_place_leaves_the_last_one(
+    machine: Settings, smoke: Config, registry: RecordingRegistry, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise EngineBusy("its queue is full")
+
+    serve(machine, registry, make, 1)
+    with Cards(NvmlDouble()).opened() as cards:
+        look = Look(machine, smoke.monitoring, cards, lambda _: None)
+        before = look.snapshot(None)
+        assert before.probe is not None
+        old = before.model_copy(
+            update={"probe": before.probe.model_copy(update={"time": datetime(2026, 1, 1, tzinfo=UTC)})}
+        )
+        monkeypatch.setattr("serving.monitor_probe.probe", full)
+        assert look.snapshot(old).probe == old.probe
 
 
 def test_a_blind_monitor_says_so_and_raises_no_false_alarm(

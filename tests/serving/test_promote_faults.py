@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 from pipelines.artifacts import ModelVersion
 from pipelines.config import Config
-from pipelines.errors import EngineFailed, PromotionFailed, Unreachable
+from pipelines.errors import EngineBusy, EngineFailed, PromotionFailed, Unreachable
 from pipelines.settings import Settings
 from pipelines.system.credentials import credential
 from pipelines.system.manifest import write_manifest
@@ -339,6 +340,21 @@ def test_a_probe_ends_with_the_first_question_that_is_left_unanswered(
     probed = probe(machine.engine_url, version.name, version.golden, timeout_seconds=0.2)
     assert time.monotonic() - began < 1
     assert (probed.silent, probed.asked, probed.matched) == (True, 6, 0)
+
+
+def test_a_probe_that_finds_no_place_says_nothing_of_answers(
+    machine: Settings, make: Maker, promote: Callable[[Served], object]
+) -> None:
+    version = make(1, seconds=1.0)
+    narrow = version.serving.model_copy(update={"max_num_seqs": 1, "max_waiting": 0})
+    promote(version.model_copy(update={"serving": narrow}))
+    body = {"model": version.name, "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}
+    with ThreadPoolExecutor() as pool:
+        client = pool.submit(httpx.post, f"{machine.engine_url}/v1/chat/completions", json=body, timeout=60)
+        wait_until(lambda: metrics(machine.engine_url).running == 1, 10, lambda: AssertionError("not under way"), 0.01)
+        with pytest.raises(EngineBusy, match="is busy"):
+            probe(machine.engine_url, version.name, version.golden, timeout_seconds=0.2)
+        assert client.result().status_code == 200
 
 
 def test_an_engine_that_hangs_is_replaced_and_not_asked_for_its_leave(

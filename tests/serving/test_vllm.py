@@ -137,8 +137,8 @@ def test_a_full_queue_refuses_a_stream_before_it_begins(vllm: Engine, smoke: Con
 
 
 async def _streams(url: str, at_once: int) -> list[httpx.Response]:
-    body = {"model": "digits", "messages": QUESTION, "max_tokens": 64, "stream": True}
-    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as http:
+    body = {"model": "digits", "messages": QUESTION, "max_tokens": 16, "stream": True}
+    async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as http:
         return await asyncio.gather(*(http.post(f"{url}/v1/chat/completions", json=body) for _ in range(at_once)))
 
 

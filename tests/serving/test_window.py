@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import EngineFailed, PromotionFailed
+from pipelines.errors import EngineBusy, EngineFailed, PromotionFailed
 from pipelines.settings import Settings
 from serving import front
 from serving.probe import ProbeResult
@@ -68,7 +68,18 @@ def test_clients_that_fill_the_queue_are_no_fault_of_a_version(
     with Traffic(machine, "digits", rate=60) as traffic:
         Promotion(machine, registry, narrow(make(2, seconds=0.1)), DOUBLE).run()
     assert registry.champion == 2
-    assert traffic.outcomes["status 503"] > 20
+    assert traffic.outcomes["status 503"] > 0
+
+
+def test_a_queue_that_stays_full_is_not_held_against_a_version(
+    machine: Settings, registry: RecordingRegistry, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> ProbeResult:
+        raise EngineBusy("its queue is full")
+
+    monkeypatch.setattr("serving.promotion.window.probe", full)
+    Promotion(machine, registry, make(1), DOUBLE).run()
+    assert registry.champion == 1
 
 
 def test_what_serves_is_named_while_nobody_is_answered(machine: Settings, make: Maker, tmp_path: Path) -> None:

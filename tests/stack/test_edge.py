@@ -20,7 +20,7 @@ from pipelines.steps import REGISTER, RETRAIN
 from pipelines.system.processes import free_port
 from tests import fake_python
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 EDGE = "airflow.providers.edge3.executors.EdgeExecutor"
 POLICY = f"""
@@ -47,7 +47,7 @@ class Central:
             "AIRFLOW__EDGE__API_ENABLED": "True",
             "AIRFLOW__EDGE__API_URL": f"{self.url}/edge_worker/v1/rpcapi",
             "AIRFLOW__EDGE__JOB_POLL_INTERVAL": "1",
-            "AIRFLOW__EDGE__HEARTBEAT_INTERVAL": "2",
+            "AIRFLOW__EDGE__HEARTBEAT_INTERVAL": "5",
         }
         self.parts = Parts(self.settings.state / "logs", environment)
         self.worker = Parts(self.settings.state / "logs", environment | _elsewhere(folder / "elsewhere"))

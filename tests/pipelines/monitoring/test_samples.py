@@ -86,6 +86,10 @@ def test_an_answer_is_held_against_the_schema_that_was_asked() -> None:
     assert not schema_valid("{}", {"type": "no such type"})
 
 
+def test_a_number_beyond_all_measure_says_nothing() -> None:
+    assert schema_valid("1" + "0" * 400, {"type": "number", "multipleOf": 0.5}) is None
+
+
 def test_a_clients_schema_costs_nobody_else_a_thing(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
     monkeypatch.setattr("urllib.request.urlopen", lambda address, *_, **__: fetched.append(address))
@@ -98,7 +102,7 @@ def test_a_clients_schema_costs_nobody_else_a_thing(monkeypatch: pytest.MonkeyPa
         {"$ref": "http://127.0.0.1:9/latest/meta-data"}, {"$id": "http://127.0.0.1:9/", "$ref": "x"},
     ):  # fmt: skip
         assert schema_valid(f'{{"a": "{"a" * 40}!"}}', asked) is None, asked
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert fetched == []
 
 
