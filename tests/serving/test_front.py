@@ -128,7 +128,7 @@ def test_a_hold_ends_with_503_and_retry_after(front_with_engine: Settings) -> No
     began = time.monotonic()
     answer = _get(front_with_engine, "/v1/models", timeout=10)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(RETRY_SECONDS))
-    assert 2.5 < time.monotonic() - began < 5
+    assert 2.5 < time.monotonic() - began < 9
 
 
 def test_a_held_request_is_answered_after_the_release(front_with_engine: Settings) -> None:
@@ -189,7 +189,7 @@ def test_what_is_logged_of_a_request(front_with_engine: Settings) -> None:
     assert answer.status_code == 200
     _get(front_with_engine, "/v1/models?token=of-a-query")
     log = front_with_engine.serving / "access.log"
-    wait_until(lambda: log.read_text().count("\n") == 2, 5, lambda: AssertionError(log.read_text()), 0.05)
+    wait_until(lambda: log.read_text().count("\n") == 2, 30, lambda: AssertionError(log.read_text()), 0.05)
     assert log.stat().st_mode & 0o777 == 0o600
     asked, refused = map(json.loads, log.read_text().splitlines())
     assert (asked["request"]["uri"], asked["status"], asked["key"]) == ("/v1/chat/completions", 200, "default")

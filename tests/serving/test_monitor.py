@@ -247,7 +247,7 @@ def test_what_passes_the_front_is_sampled(machine: Settings, start_front: Callab
         probed = httpx.post(f"{machine.engine_url}/v1/chat/completions", json=QUESTION)  # by no client
         asked = httpx.post(f"{machine.front_url}/v1/chat/completions", json=QUESTION, headers=key)
         assert probed.json() == asked.json() == told
-        wait_until(lambda: any(place.inputs.since(EPOCH)), 5, lambda: AssertionError("no sample"), 0.02)
+        wait_until(lambda: any(place.inputs.since(EPOCH)), 30, lambda: AssertionError("no sample"), 0.02)
     (row,) = place.inputs.since(EPOCH)
     assert (row["prompt_tokens"], row["refused"]) == (9, True)
 

@@ -85,7 +85,7 @@ def kept(place: Place, wanted: int) -> list[dict[str, Any]]:
     def rows() -> list[dict[str, Any]]:
         return list(place.inputs.since(datetime.fromtimestamp(0, UTC)))
 
-    wait_until(lambda: len(rows()) >= wanted, 5, lambda: AssertionError(f"{len(rows())} samples"), 0.02)
+    wait_until(lambda: len(rows()) >= wanted, 30, lambda: AssertionError(f"{len(rows())} samples"), 0.02)
     return rows()
 
 

@@ -257,7 +257,7 @@ def test_a_body_that_is_never_sent_whole_keeps_no_version_away(
     )
     with socket.create_connection(("127.0.0.1", machine.front_port)) as half:
         half.sendall(head.encode())
-        wait_until(lambda: front.in_flight(machine) == 1, 5, lambda: AssertionError("not under way"), 0.05)
+        wait_until(lambda: front.in_flight(machine) == 1, 30, lambda: AssertionError("not under way"), 0.05)
         promote(second)
     assert _serves(machine, registry, second)
 
@@ -334,11 +334,11 @@ def test_a_rerun_under_traffic_spares_an_engine_whose_batch_moved_an_answer(
 def test_a_probe_ends_with_the_first_question_that_is_left_unanswered(
     machine: Settings, make: Maker, promote: Callable[[Served], object]
 ) -> None:
-    version = make(1, seconds=0.4)
+    version = make(1, seconds=1.5)
     promote(version)
     began = time.monotonic()
-    probed = probe(machine.engine_url, version.name, version.golden, timeout_seconds=0.2)
-    assert time.monotonic() - began < 1
+    probed = probe(machine.engine_url, version.name, version.golden, timeout_seconds=1)
+    assert time.monotonic() - began < 5  # six would take six seconds
     assert (probed.silent, probed.asked, probed.matched) == (True, 6, 0)
 
 

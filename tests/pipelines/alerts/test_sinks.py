@@ -163,7 +163,7 @@ def test_an_address_where_nothing_is_is_a_failure(monkeypatch: pytest.MonkeyPatc
 
 def test_dead_and_slow_sinks_do_not_hold_up_the_others(chat: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(_: object) -> tuple[int, bytes]:
-        time.sleep(3)
+        time.sleep(10)
         return 200, b"{}"
 
     with receiver(slow) as hanging, dripping() as drips:
@@ -178,7 +178,7 @@ def test_dead_and_slow_sinks_do_not_hold_up_the_others(chat: Receiver, monkeypat
         ]
         began = time.monotonic()
         deliveries = deliver({config.name: Job(config, MESSAGE) for config in sinks})
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 8
     assert {name: delivery.error is None for name, delivery in deliveries.items()} == {
         "dead": False, "hanging": False, "dripping": False, "well": True,
     }  # fmt: skip
