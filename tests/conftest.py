@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipelines.config import Config
 from pipelines.config_file import load_config
 from pipelines.settings import ROOT, Settings
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")  # a machine that is busy breaks no rule
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from pipelines.embedded.airflow_api import Airflow
 from pipelines.embedded.components import ADMIN, Ports
 from pipelines.embedded.parts import PartFailed, Parts
 from pipelines.embedded.state import StackState
-from pipelines.errors import DONE, Unreachable
+from pipelines.errors import DONE, Unreachable, VlmopsError
 from pipelines.launch import BRIEF, environment
 from pipelines.registry import Registry
 from pipelines.settings import ROOT, Settings
@@ -156,12 +156,21 @@ def run_stack(settings: Settings) -> int:
     try:
         with Stack(settings) as stack:
             console.print(f"ready in {stack.ready_seconds:.0f} s; Ctrl-C stops everything", *addresses(stack), sep="\n")
-            if serve_again(stack):
-                console.print("the approved version is put back into service: see the Dag redeploy")
+            console.print(served_again(stack))
             stay(stack)
     except KeyboardInterrupt:
         console.print("interrupted while starting")
     return DONE
+
+
+def served_again(stack: Stack) -> str:
+    """A sentence on what serves now. That it could not be asked for is no reason to end everything else."""
+    try:
+        if serve_again(stack):
+            return "the approved version is put back into service: see the Dag redeploy"
+        return "no version is approved yet"
+    except VlmopsError as error:
+        return f"the approved version is not put back into service: {error}; trigger the Dag redeploy"
 
 
 def serve_again(stack: Stack) -> bool:

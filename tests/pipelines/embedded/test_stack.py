@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from pipelines.embedded.airflow_api import FINAL, Airflow, AirflowRefused, Revie
 from pipelines.embedded.components import ADMIN
 from pipelines.embedded.mlflow_server import mlflow_server
 from pipelines.embedded.parts import PartFailed, Parts
-from pipelines.embedded.stack import Stack, dags_loaded
+from pipelines.embedded.stack import Stack, dags_loaded, served_again
 from pipelines.embedded.state import StackState
 from pipelines.errors import MachineUnfit
 from pipelines.launch import environment
@@ -262,11 +263,16 @@ def test_what_a_killed_launcher_left_is_ended_by_the_next_which_stops_cleanly_in
     assert [p for p in orphans if p.is_running()]
     fake_python.plan(stack.settings.home, sleeps="finetune")
     again = launch(stack.settings)
+
+    def redeployed() -> bool | None:
+        assert again.process.poll() is None, (again.settings.home.parent / "launcher.log").read_text()
+        return len(airflow.runs("redeploy", _long_ago())) == deployed + 1 or None
+
     try:
         assert not any(map(_runs, orphans))
         with again.login(ADMIN) as airflow:
             # The alias has not moved, but what it names must serve again: one run more for the restart.
-            wait_for(lambda: len(airflow.runs("redeploy", _long_ago())) == deployed + 1 or None, 60, "a redeploy")
+            wait_for(redeployed, 60, "a redeploy")
             run_id = airflow.trigger("retrain", {})
         sleeping = run_root("retrain", run_id, again.settings) / "sleeping"
         wait_for(lambda: sleeping.is_file() or None, 60, "a step to run")
@@ -280,6 +286,11 @@ def test_what_a_killed_launcher_left_is_ended_by_the_next_which_stops_cleanly_in
     assert again.family() == []
     assert (again.settings.home / "service-stop").is_file()
     require_free_port(again.settings.front_port, "the front")
+
+
+def test_a_redeploy_that_cannot_be_asked_for_is_told_and_ends_no_stack(tmp_path: Path) -> None:
+    stack = Stack(Settings(home=tmp_path, mlflow_uri=f"http://127.0.0.1:{free_port()}"))
+    assert re.search("not put back into service: MLflow .* trigger the Dag redeploy", served_again(stack))
 
 
 def test_the_death_of_a_part_is_told_with_its_log(tmp_path: Path) -> None:
