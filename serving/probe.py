@@ -77,7 +77,7 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
 
     Raises:
         BadInput: The golden file is not whole.
-        EngineBusy: Clients kept its queue full for all that time, so that nothing can be said.
+        EngineBusy: Clients kept its queue full for all that time, and what it did answer was not ruined.
         EngineFailed: The engine serves another version.
         Unreachable: It does not say what it serves.
     """
@@ -86,13 +86,15 @@ def probe(url: str, name: str, golden: Path, timeout_seconds: float = 60) -> Pro
         raise EngineFailed(f"{url} serves {', '.join(names)} and not {name}")
     items = read_golden(golden)
     replies = asyncio.run(_replies(url, name, items, golden.parent, timeout_seconds))
-    if busy := next((reply for reply in replies if isinstance(reply, EngineBusy)), None):
-        raise busy
     answered = list(zip(items, replies, strict=True))
+    ruined = frozenset(item.item for item, reply in answered if _ruined(item, reply))
+    busy = next((reply for reply in replies if isinstance(reply, EngineBusy)), None)
+    if busy is not None and not ruined:
+        raise busy
     return ProbeResult(
         items=tuple(item.item for item in items),
         failures={item.item: failed for item, reply in answered if (failed := _failure(item, reply))},
-        ruined=frozenset(item.item for item, reply in answered if _ruined(item, reply)),
+        ruined=ruined,
         silent=any(isinstance(reply, Unreachable) for reply in replies),
     )
 

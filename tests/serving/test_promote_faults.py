@@ -27,7 +27,7 @@ from pipelines.system.credentials import credential
 from pipelines.system.manifest import write_manifest
 from pipelines.system.processes import wait_until
 from serving import front
-from serving.client import metrics
+from serving.client import Reply, metrics
 from serving.golden import golden_digest
 from serving.probe import probe
 from serving.promote import Promotion
@@ -355,6 +355,21 @@ def test_a_probe_that_finds_no_place_says_nothing_of_answers(
         with pytest.raises(EngineBusy, match="is busy"):
             probe(machine.engine_url, version.name, version.golden, timeout_seconds=0.2)
         assert client.result().status_code == 200
+
+
+def test_a_full_queue_hides_no_ruined_answer(
+    machine: Settings, make: Maker, promote: Callable[[Served], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = make(1)
+    promote(version)
+    replies = [Reply("!!!!!!!!", "stop", 0.1, 1, 1, 8), *[EngineBusy("its queue is full")] * (len(QUESTIONS) - 1)]
+
+    async def some(*_: object) -> list[Reply | EngineBusy]:
+        return replies
+
+    monkeypatch.setattr("serving.probe._replies", some)
+    with pytest.raises(EngineFailed, match="0 of 6 golden answers came again"):
+        probe(machine.engine_url, version.name, version.golden).require(0.5)
 
 
 def test_an_engine_that_hangs_is_replaced_and_not_asked_for_its_leave(
